@@ -1,0 +1,231 @@
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+import java.io.BufferedReader;
+import java.io.IOException;
+import java.io.InputStream;
+import java.io.InputStreamReader;
+import java.io.UncheckedIOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.time.Duration;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Collections;
+import java.util.HashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.TimeUnit;
+import java.util.function.BooleanSupplier;
+import java.util.stream.Stream;
+
+/**
+ * The hook as a process of its own, with the classes and JVM options that JBang runs it with and an environment that
+ * holds nothing but PATH and what the test sets. Close it: what still runs is ended then.
+ */
+final class Hook implements AutoCloseable {
+
+    static final Path REPOSITORY = Path.of("").toAbsolutePath();
+    static final Path SCRIPT = REPOSITORY.resolve("buildkit-prestop.java");
+    /** How long a test waits for what should come at once; long, because machines that run tests are busy. */
+    static final Duration PATIENCE = Duration.ofSeconds(30);
+
+    private static final ObjectMapper JSON = new ObjectMapper();
+    private static String classpath;
+
+    private final Process process;
+    private final List<String> out;
+    private final List<String> err;
+    private final long started = System.nanoTime();
+
+    private Hook(ProcessBuilder builder) {
+        try {
+            process = builder.start();
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        }
+        out = lines(process.getInputStream());
+        err = lines(process.getErrorStream());
+    }
+
+    /** Settings for a test: a check every 20 ms, and a quiet time of 1 s. */
+    static Map<String, String> quick(int port) {
+        return env("BUILDKITD_PORT", port, "CHECK_FREQUENCY_MS", 20, "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 1);
+    }
+
+    /** A map of the names and values, given in turn. */
+    static Map<String, String> env(Object... namesAndValues) {
+        Map<String, String> env = new HashMap<>();
+        for (int i = 0; i < namesAndValues.length; i += 2) {
+            env.put(namesAndValues[i].toString(), namesAndValues[i + 1].toString());
+        }
+        return env;
+    }
+
+    /** Starts the hook. PATH is the test's own unless env sets it. */
+    static Hook start(Map<String, String> env, String... args) {
+        return startWith(List.of(), env, args);
+    }
+
+    /** Starts the hook behind another command, such as setpriv or unshare with its options. */
+    static Hook startWith(List<String> wrapper, Map<String, String> env, String... args) {
+        List<String> command = new ArrayList<>(wrapper);
+        command.addAll(javaCommand());
+        command.addAll(Arrays.asList(args));
+        return run(command, env);
+    }
+
+    /** Starts any command in the environment of a hook. */
+    static Hook run(List<String> command, Map<String, String> env) {
+        ProcessBuilder builder = new ProcessBuilder(command);
+        builder.environment().clear();
+        builder.environment().put("PATH", System.getenv("PATH"));
+        builder.environment().putAll(env);
+        return new Hook(builder);
+    }
+
+    /** The command line that JBang makes of the script, without the arguments. */
+    static List<String> javaCommand() {
+        List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin/java").toString()));
+        command.addAll(directive("JAVA_OPTIONS"));
+        command.addAll(List.of("-cp", classpath(), "BuildkitPrestop"));
+        return command;
+    }
+
+    /** The words behind a directive in the script's header. */
+    static List<String> directive(String name) {
+        try (Stream<String> lines = Files.lines(SCRIPT)) {
+            return lines.filter(line -> line.startsWith("//" + name + " "))
+                    .flatMap(line -> Stream.of(line.split(" ")).skip(1)).toList();
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        }
+    }
+
+    private static synchronized String classpath() {
+        if (classpath == null) {
+            jbang("build");
+            classpath = jbang("info", "classpath");
+        }
+        return classpath;
+    }
+
+    private static String jbang(String... command) {
+        List<String> line = new ArrayList<>(List.of("test/jbang"));
+        line.addAll(Arrays.asList(command));
+        line.add(SCRIPT.toString());
+        try {
+            Process jbang = new ProcessBuilder(line).redirectError(ProcessBuilder.Redirect.INHERIT).start();
+            return new String(jbang.getInputStream().readAllBytes(), StandardCharsets.UTF_8).strip();
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        }
+    }
+
+    Process process() {
+        return process;
+    }
+
+    /** Time since the start. */
+    Duration age() {
+        return Duration.ofNanos(System.nanoTime() - started);
+    }
+
+    /** The exit code, once the hook has ended and all its output is read. */
+    int exitCode() {
+        waitUntil("the hook ends", () -> !process.isAlive());
+        waitUntil("its output ends", () -> out.contains(null) && err.contains(null));
+        return process.exitValue();
+    }
+
+    /** The lines printed on stdout so far. */
+    List<String> out() {
+        return copy(out);
+    }
+
+    /** The lines printed on stderr so far. */
+    List<String> err() {
+        return copy(err);
+    }
+
+    /** The log so far, each line parsed as JSON. */
+    List<JsonNode> log() {
+        return err().stream().map(Hook::json).toList();
+    }
+
+    /** The messages of the log so far that have this level. */
+    List<String> messages(String level) {
+        return log().stream().filter(line -> line.get("level").asText().equals(level))
+                .map(line -> line.get("message").asText()).toList();
+    }
+
+    /** Waits until a line of stderr holds the text. */
+    Hook awaitLog(String text) {
+        waitUntil("the log says: " + text, () -> err().stream().anyMatch(line -> line.contains(text)));
+        return this;
+    }
+
+    @Override
+    public void close() {
+        List<ProcessHandle> children = process.descendants().toList();
+        process.destroyForcibly();
+        children.forEach(ProcessHandle::destroyForcibly);
+        try {
+            process.waitFor(10, TimeUnit.SECONDS);
+        } catch (InterruptedException e) {
+            Thread.currentThread().interrupt();
+        }
+    }
+
+    /** Parses one line, which must be one whole JSON value. */
+    static JsonNode json(String line) {
+        try {
+            return JSON.readerFor(JsonNode.class)
+                    .with(com.fasterxml.jackson.databind.DeserializationFeature.FAIL_ON_TRAILING_TOKENS).readValue(line);
+        } catch (IOException e) {
+            throw new AssertionError("not JSON: " + line, e);
+        }
+    }
+
+    /** Waits for the condition, at most PATIENCE. */
+    static void waitUntil(String what, BooleanSupplier condition) {
+        long start = System.nanoTime();
+        while (!condition.getAsBoolean()) {
+            if (System.nanoTime() - start > PATIENCE.toNanos()) {
+                throw new AssertionError("still waiting after " + PATIENCE.toSeconds() + " s: " + what);
+            }
+            pause(5);
+        }
+    }
+
+    /** Sleeps, where time itself is what is tested. */
+    static void pause(long ms) {
+        try {
+            Thread.sleep(ms);
+        } catch (InterruptedException e) {
+            throw new IllegalStateException(e);
+        }
+    }
+
+    private List<String> copy(List<String> lines) {
+        synchronized (lines) {
+            return lines.stream().filter(line -> line != null).toList();
+        }
+    }
+
+    /** Collects the lines of a stream as they come, and a null at its end. */
+    private static List<String> lines(InputStream in) {
+        List<String> lines = Collections.synchronizedList(new ArrayList<>());
+        Thread reader = new Thread(() -> {
+            try (BufferedReader text = new BufferedReader(new InputStreamReader(in, StandardCharsets.UTF_8))) {
+                text.lines().forEach(lines::add);
+            } catch (IOException | UncheckedIOException e) {
+                // the process was ended by close()
+            }
+            lines.add(null);
+        });
+        reader.setDaemon(true);
+        reader.start();
+        return lines;
+    }
+}

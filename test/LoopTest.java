@@ -1,0 +1,164 @@
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.time.Duration;
+import java.util.List;
+import java.util.Map;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+
+/** When the hook stays, when it leaves, and what it says meanwhile. */
+class LoopTest {
+
+    /** How much later than it should a process may end on a busy machine. */
+    private static final Duration MARGIN = Duration.ofSeconds(3);
+
+    private static Map<String, String> settings(Server server, int checkFrequencyMs, int quietSeconds) {
+        return Hook.env("BUILDKITD_PORT", server.port(), "CHECK_FREQUENCY_MS", checkFrequencyMs,
+                "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", quietSeconds, "DEBUG", "1");
+    }
+
+    @ParameterizedTest
+    @CsvSource({"100, 1, 10", "300, 1, 4", "1000, 1, 1", "5000, 1, 1", "500, 0, 1", "250, 2, 8"})
+    void leavesAtOnceAfterEnoughQuietChecks(int checkFrequencyMs, int quietSeconds, int checks) {
+        try (Server server = Server.start(); Hook hook = Hook.start(settings(server, checkFrequencyMs, quietSeconds))) {
+            assertThat(hook.exitCode()).isZero();
+            Duration sleeps = Duration.ofMillis((long) checkFrequencyMs * (checks - 1));
+            assertThat(hook.age()).isBetween(sleeps, sleeps.plus(MARGIN));
+            assertThat(checks(hook)).hasSize(checks).containsOnly("0");
+            assertThat(hook.messages("info")).startsWith("[PreStop Hook] Waiting for build processes to finish...")
+                    .endsWith("[PreStop Hook] All build processes seem to have stopped. Exiting now.");
+        }
+    }
+
+    @Test
+    void staysWhileAClientIsConnectedAndLeavesAfterTheQuietTime() {
+        try (Server server = Server.start(); Server.Connection build = server.connect();
+                Hook hook = Hook.start(settings(server, 50, 1))) {
+            Hook.waitUntil("far more checks than the quiet time needs", () -> checks(hook).size() > 60);
+            assertThat(hook.process().isAlive()).isTrue();
+            assertThat(checks(hook)).containsOnly("1");
+            Duration closed = hook.age();
+            build.close();
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.age().minus(closed)).isBetween(Duration.ofMillis(950), Duration.ofSeconds(1).plus(MARGIN));
+        }
+    }
+
+    @Test
+    void startsCountingAnewAfterEachConnection() {
+        try (Server server = Server.start(); Hook hook = Hook.start(settings(server, 100, 2))) {
+            for (int build = 1; build <= 3; build++) {
+                int before = checks(hook).size();
+                Hook.waitUntil("a pause shorter than the quiet time", () -> checks(hook).size() >= before + 12);
+                Server.Connection connection = server.connect();
+                Hook.waitUntil("the connection is seen", () -> checks(hook).contains("1")
+                        && checks(hook).get(checks(hook).size() - 1).equals("1"));
+                connection.close();
+            }
+            assertThat(hook.exitCode()).isZero();
+            List<String> checks = checks(hook);
+            assertThat(checks.size() - 1 - checks.lastIndexOf("1")).isEqualTo(20);
+        }
+    }
+
+    @Test
+    void namesAFewPeersAndCountsTheRest() {
+        try (Server server = Server.start(); Server.Connection first = server.connect();
+                Hook hook = Hook.start(settings(server, 50, 1))) {
+            String peer = "127.0.0.1:" + first.client().getLocalPort();
+            hook.awaitLog("1 connection to port " + server.port() + " from " + peer + ". Waited 0 s so far.");
+            for (int i = 2; i <= 12; i++) {
+                server.connect();
+            }
+            hook.awaitLog("12 connections to port " + server.port() + " from ").awaitLog(" and 7 more. Waited ");
+        }
+    }
+
+    @Test
+    void saysTheNumberWhenItChangesAndNotOnEveryCheck() {
+        try (Server server = Server.start(); Hook hook = Hook.start(settings(server, 20, 2))) {
+            hook.awaitLog(" 0 connections to port");
+            Server.Connection build = server.connect();
+            hook.awaitLog(" 1 connection to port");
+            build.close();
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.messages("info").stream().filter(line -> line.contains(" to port ")))
+                    .extracting(line -> line.replaceFirst(".*Hook] (\\d+) .*", "$1")).containsExactly("0", "1", "0");
+        }
+    }
+
+    @Test
+    @Timeout(100)
+    void givesASignOfLifeEveryMinute() {
+        try (Server server = Server.start(); Server.Connection build = server.connect();
+                Hook hook = Hook.start(Hook.quick(server.port()))) {
+            Hook.pause(62_000);
+            assertThat(hook.messages("info").stream().filter(line -> line.contains("1 connection to port")))
+                    .hasSize(2).last().asString()
+                    .contains(":" + build.client().getLocalPort()).containsAnyOf("Waited 59 s", "Waited 60 s");
+        }
+    }
+
+    @Test
+    void givesUpAtMaxWaitSecondsAndSaysWhoWasConnected() {
+        try (Server server = Server.start(); Server.Connection build = server.connect()) {
+            Map<String, String> settings = Hook.quick(server.port());
+            settings.put("MAX_WAIT_SECONDS", "2");
+            try (Hook hook = Hook.start(settings)) {
+                assertThat(hook.exitCode()).isEqualTo(1);
+                assertThat(hook.age()).isBetween(Duration.ofSeconds(2), Duration.ofSeconds(2).plus(MARGIN));
+                assertThat(hook.messages("warning")).containsExactly(
+                        "[PreStop Hook] Giving up after MAX_WAIT_SECONDS, 2 s: 1 connection to port " + server.port()
+                                + " from 127.0.0.1:" + build.client().getLocalPort() + ".");
+            }
+        }
+    }
+
+    @ParameterizedTest
+    @CsvSource({"60000, 3600", "100, 3600"})
+    void givesUpInTimeHoweverSeldomItChecksAndThoughItIsQuietButNotForLong(int checkFrequencyMs, int quietSeconds) {
+        try (Server server = Server.start()) {
+            Map<String, String> settings = settings(server, checkFrequencyMs, quietSeconds);
+            settings.put("MAX_WAIT_SECONDS", "1");
+            try (Hook hook = Hook.start(settings)) {
+                assertThat(hook.exitCode()).isEqualTo(1);
+                assertThat(hook.age()).isBetween(Duration.ofSeconds(1), Duration.ofSeconds(1).plus(MARGIN));
+            }
+        }
+    }
+
+    @Test
+    void printsTheCountOnceAndNothingElse() {
+        try (Server server = Server.start()) {
+            for (String count : List.of("0", "1", "2")) {
+                try (Hook hook = Hook.start(Hook.env(), "--once", "--port", String.valueOf(server.port()))) {
+                    assertThat(hook.exitCode()).isZero();
+                    assertThat(hook.out()).containsExactly(count);
+                    assertThat(hook.err()).isEmpty();
+                }
+                server.connect();
+            }
+        }
+    }
+
+    @Test
+    void warnsWhenNothingListensOnThePortAndLeavesAfterTheQuietTime() {
+        int port;
+        try (Server server = Server.start()) {
+            port = server.port();
+        }
+        try (Hook hook = Hook.start(Hook.quick(port))) {
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.messages("warning")).containsExactly(
+                    "[PreStop Hook] Nothing listens on port " + port + ". Is BUILDKITD_PORT right?");
+        }
+    }
+
+    /** What each check saw, from the debug lines. */
+    private static List<String> checks(Hook hook) {
+        return hook.messages("debug").stream()
+                .map(line -> line.replace("[PreStop Hook] Active connections to buildkitd: ", "")).toList();
+    }
+}

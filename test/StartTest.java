@@ -1,0 +1,283 @@
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.junit.jupiter.params.provider.Arguments.arguments;
+
+import java.io.IOException;
+import java.io.UncheckedIOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.concurrent.TimeUnit;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Assumptions;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.MethodSource;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/** The ways to start the hook, and the helper that starts it where JBang is not installed. */
+class StartTest {
+
+    private static final Path HELPER = Hook.REPOSITORY.resolve("test/jbang");
+
+    @TempDir
+    Path temp;
+
+    /** The ways that the README names, each with the command that precedes the hook's arguments. */
+    private static Stream<Arguments> ways() throws IOException {
+        Path bin = Files.createDirectories(Path.of(System.getProperty("java.io.tmpdir"))
+                .resolve("prestop-bin-" + ProcessHandle.current().pid()));
+        bin.toFile().deleteOnExit();
+        Path link = bin.resolve("jbang");
+        if (Files.notExists(link)) {
+            Files.createSymbolicLink(link, HELPER);
+            link.toFile().deleteOnExit();
+        }
+        String path = bin + ":" + System.getenv("PATH");
+        List<Arguments> ways = new ArrayList<>(List.of(
+                arguments("test/jbang", List.of(HELPER.toString(), Hook.SCRIPT.toString()), System.getenv("PATH")),
+                arguments("jbang", List.of(link.toString(), Hook.SCRIPT.toString()), path),
+                // Java's exec, like Kubernetes', does not start a file without #!, as a shell does: so a shell it is.
+                arguments("./buildkit-prestop.java", List.of("sh", "-c", Hook.SCRIPT + " \"$@\"", "-"), path),
+                arguments("sh buildkit-prestop.java", List.of("sh", Hook.SCRIPT.toString()), path)));
+        for (Path jdk : jdks()) {
+            ways.add(arguments("java of " + jdk.getFileName(), List.of(jdk.resolve("bin/java").toString(), "-cp",
+                    picocli(), Hook.SCRIPT.toString()), System.getenv("PATH")));
+        }
+        return ways.stream();
+    }
+
+    /** The JDK that runs the tests, and those installed beside it, if they are not too old. */
+    private static List<Path> jdks() throws IOException {
+        Path own = Path.of(System.getProperty("java.home")).toRealPath();
+        try (Stream<Path> beside = Files.list(own.getParent())) {
+            return beside.filter(jdk -> Files.isExecutable(jdk.resolve("bin/javac")) && !Files.isSymbolicLink(jdk))
+                    .filter(jdk -> version(jdk) >= 17).toList();
+        }
+    }
+
+    private static int version(Path jdk) {
+        try (Stream<String> lines = Files.lines(jdk.resolve("release"))) {
+            return lines.filter(line -> line.startsWith("JAVA_VERSION=")).findFirst()
+                    .map(line -> Integer.parseInt(line.replaceFirst("^[^0-9]*(\\d+).*", "$1"))).orElse(0);
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        }
+    }
+
+    /** The path of picocli's jar, where JBang keeps it. */
+    private static String picocli() {
+        List<String> command = Hook.javaCommand();
+        return Stream.of(command.get(command.size() - 2).split(":")).filter(jar -> jar.contains("picocli-"))
+                .findFirst().orElseThrow();
+    }
+
+    private static Hook start(List<String> way, Map<String, String> env, String... args) {
+        List<String> command = new ArrayList<>(way);
+        command.addAll(List.of(args));
+        return Hook.run(command, env);
+    }
+
+    private static Map<String, String> environment(String path, Server server) {
+        Map<String, String> env = Hook.quick(server.port());
+        env.put("PATH", path);
+        env.put("HOME", System.getProperty("user.home"));
+        return env;
+    }
+
+    @ParameterizedTest(name = "{0}")
+    @MethodSource("ways")
+    void waitsAndLeavesWithTheHooksExitCodeHoweverItWasStarted(String name, List<String> way, String path) {
+        try (Server server = Server.start(); Server.Connection build = server.connect();
+                Hook waiting = start(way, environment(path, server));
+                Hook mistaken = start(way, environment(path, server), "--port", "none")) {
+            waiting.awaitLog("1 connection to port " + server.port());
+            build.close();
+            assertThat(waiting.exitCode()).isZero();
+            assertThat(mistaken.exitCode()).isEqualTo(2);
+        }
+    }
+
+    @ParameterizedTest(name = "{0}")
+    @MethodSource("ways")
+    void endsAtOnceOnSigtermAndCtrlCHoweverItWasStarted(String name, List<String> way, String path) throws Exception {
+        for (int[] signalAndCode : new int[][] {{15, 143}, {2, 130}}) {
+            try (Server server = Server.start(); Server.Connection build = server.connect();
+                    Hook hook = start(way, environment(path, server))) {
+                hook.awaitLog("1 connection to port " + server.port());
+                ProcessHandle start = hook.process().toHandle();
+                List<ProcessHandle> all = Stream.concat(Stream.of(start), start.descendants()).toList();
+                // A shell may wait for ./buildkit-prestop.java, as it does for any command. There is no second JVM.
+                List<ProcessHandle> jvms = all.stream()
+                        .filter(process -> process.info().command().orElse("").endsWith("/java")).toList();
+                assertThat(jvms).hasSize(1);
+                ProcessHandle jvm = jvms.get(0);
+                new ProcessBuilder("kill", "-" + signalAndCode[0], String.valueOf(jvm.pid())).start().waitFor();
+                assertThat(hook.process().waitFor(3, TimeUnit.SECONDS)).isTrue();
+                assertThat(hook.exitCode()).isEqualTo(signalAndCode[1]);
+                Hook.waitUntil("no process is left", () -> all.stream().noneMatch(ProcessHandle::isAlive));
+            }
+        }
+    }
+
+    @Test
+    void runsFromAReadOnlyDirectoryOfSymlinksAsAConfigMapIsMounted() throws IOException {
+        Path data = Files.createDirectory(temp.resolve("..2026_11_23_12_00_00.123456789"));
+        Files.copy(Hook.SCRIPT, data.resolve("buildkit-prestop.java"));
+        Files.createSymbolicLink(temp.resolve("..data"), data.getFileName());
+        Path mounted = Files.createSymbolicLink(temp.resolve("buildkit-prestop.java"),
+                Path.of("..data/buildkit-prestop.java"));
+        Files.setPosixFilePermissions(mounted, PosixFilePermissions.fromString("r--r--r--"));
+        Files.setPosixFilePermissions(data, PosixFilePermissions.fromString("r-xr-xr-x"));
+        try (Hook hook = start(List.of(HELPER.toString()), Hook.env("HOME", System.getProperty("user.home")),
+                mounted.toString(), "--once")) {
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.out()).containsExactly("0");
+        } finally {
+            Files.setPosixFilePermissions(data, PosixFilePermissions.fromString("rwxr-xr-x"));
+        }
+    }
+
+    @Test
+    void runsForAnotherUserFromACacheMadeBeforeOnAReadOnlyFileSystemWithoutNetworkAndHome() throws IOException {
+        Tools.requireRoot();
+        Map<String, String> env = emptyHome();
+        Path script = Files.copy(Hook.SCRIPT, temp.resolve("buildkit-prestop.java"));
+        Path helper = Files.copy(HELPER, temp.resolve("jbang"));
+        env.put("JBANG_REPO", env.remove("HOME") + "/.m2/repository");
+        try (Hook prepare = start(List.of(helper.toString(), "build"), env, script.toString());
+                Hook open = start(List.of("chmod", "-R", "a+rX", temp.toString()), Map.of())) {
+            assertThat(prepare.exitCode()).isZero();
+            assertThat(open.exitCode()).isZero();
+        }
+        List<String> asNobody = List.of("unshare", "--net", "--mount", "sh", "-c",
+                "mount --bind $0 $0 && mount -o remount,ro,bind $0 && exec setpriv --reuid 65534 --regid 65534"
+                        + " --clear-groups $0/jbang $0/buildkit-prestop.java --once", temp.toString());
+        try (Hook hook = start(asNobody, env)) {
+            assertThat(hook.exitCode()).describedAs(String.join("\n", hook.err())).isZero();
+            assertThat(hook.out()).containsExactly("0");
+        }
+    }
+
+    @Test
+    void waitsWithinAMemoryLimitOf64MbFromAWarmCache() throws IOException {
+        Path group = memoryLimited("64M");
+        Map<String, String> env = Hook.env("HOME", System.getProperty("user.home"), "MAX_WAIT_SECONDS", "3");
+        try (Server server = Server.start(); Server.Connection build = server.connect()) {
+            env.put("BUILDKITD_PORT", String.valueOf(server.port()));
+            try (Hook hook = start(List.of("sh", "-c", "echo $$ > $0/cgroup.procs && exec \"$@\"", group.toString(),
+                    HELPER.toString(), Hook.SCRIPT.toString()), env)) {
+                hook.awaitLog("1 connection to port " + server.port());
+                assertThat(hook.exitCode()).isEqualTo(1);
+            }
+        } finally {
+            Files.delete(group);
+        }
+    }
+
+    /** A new cgroup, of version 1 or 2, with this memory limit; the test is skipped where none can be made. */
+    private static Path memoryLimited(String limit) {
+        for (String[] root : new String[][] {{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"},
+            {"/sys/fs/cgroup", "memory.max"}}) {
+            try {
+                Path group = Files.createDirectory(Path.of(root[0], "buildkit-prestop-" + System.nanoTime()));
+                if (Files.exists(group.resolve(root[1]))) {
+                    Files.writeString(group.resolve(root[1]), limit);
+                    return group;
+                }
+                Files.delete(group);
+            } catch (IOException e) {
+                // not here
+            }
+        }
+        return Assumptions.abort("needs the right to make a cgroup with a memory limit");
+    }
+
+    @Test
+    void twoStartsAtTheSameMomentOnAColdCacheBothWork() throws IOException {
+        Map<String, String> env = emptyHome();
+        List<Hook> hooks = new ArrayList<>();
+        try {
+            for (int i = 0; i < 4; i++) {
+                hooks.add(start(List.of(HELPER.toString()), env, Hook.SCRIPT.toString(), "--once"));
+            }
+            for (Hook hook : hooks) {
+                assertThat(hook.exitCode()).describedAs(String.join("\n", hook.err())).isZero();
+                assertThat(hook.out()).containsExactly("0");
+            }
+        } finally {
+            hooks.forEach(Hook::close);
+        }
+    }
+
+    /** A HOME in which JBang has compiled nothing yet; what was fetched before is there, so no network is needed. */
+    private Map<String, String> emptyHome() throws IOException {
+        Path home = Files.createDirectory(temp.resolve("home"));
+        Path jar = Path.of(picocli());
+        Path repository = Files.createDirectories(home.resolve(".m2/repository"));
+        Path version = Files.createDirectories(repository.resolve("info/picocli/picocli")
+                .resolve(jar.getParent().getFileName()));
+        try (Stream<Path> files = Files.list(jar.getParent())) {
+            for (Path file : files.toList()) {
+                Files.copy(file, version.resolve(file.getFileName()));
+            }
+        }
+        Path jbang = Path.of(System.getenv().getOrDefault("JBANG_DIR", System.getProperty("user.home") + "/.jbang"));
+        Path kept = Files.createDirectory(home.resolve(".jbang"));
+        try (Stream<Path> files = Files.list(jbang)) {
+            for (Path file : files.filter(file -> file.toString().endsWith("-all.jar")).toList()) {
+                Files.copy(file, kept.resolve(file.getFileName()));
+            }
+        }
+        return Hook.env("HOME", home, "JBANG_DIR", kept);
+    }
+
+    @Test
+    void theHelperTakesTheInstalledJBangAndNotItself() throws IOException {
+        Path installed = Files.writeString(Files.createDirectory(temp.resolve("bin")).resolve("jbang"),
+                "#!/bin/sh\necho installed: \"$@\"\nexit 7\n");
+        Files.setPosixFilePermissions(installed, PosixFilePermissions.fromString("rwxr-xr-x"));
+        Path alias = Files.createSymbolicLink(Files.createDirectory(temp.resolve("alias")).resolve("jbang"), HELPER);
+        String path = alias.getParent() + ":" + HELPER.getParent() + ":" + installed.getParent() + ":"
+                + System.getenv("PATH");
+        for (Path start : List.of(HELPER, alias)) {
+            try (Hook hook = start(List.of(start.toString()), Hook.env("PATH", path), "run", "a b", "c")) {
+                assertThat(hook.exitCode()).isEqualTo(7);
+                assertThat(hook.out()).containsExactly("installed: run a b c");
+            }
+        }
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"java", "mvn"})
+    void theHelperSaysWhatIsMissing(String missing) throws IOException {
+        Path bin = Files.createDirectory(temp.resolve("bin"));
+        for (String tool : List.of("sh", "env", "dirname", "mkdir", "getent", "id", "cut", "mktemp", "rm", "flock")) {
+            Files.createSymbolicLink(bin.resolve(tool), Tools.require(tool));
+        }
+        if (missing.equals("mvn")) {
+            Files.createSymbolicLink(bin.resolve("java"), Path.of(System.getProperty("java.home"), "bin/java"));
+        }
+        try (Hook hook = start(List.of(HELPER.toString()), Hook.env("PATH", bin, "HOME", temp), "--version")) {
+            assertThat(hook.exitCode()).isEqualTo(127);
+            assertThat(hook.err()).containsExactly("test/jbang: needs JBang, or a JDK 17 or newer and Maven:"
+                    + " there is no jbang and no " + missing);
+        }
+    }
+
+    @Test
+    void theHelperPassesOnWhatJBangItselfPrintsAndItsExitCode() {
+        Map<String, String> env = Hook.env("HOME", System.getProperty("user.home"));
+        try (Hook version = start(List.of(HELPER.toString()), env, "--version");
+                Hook wrong = start(List.of(HELPER.toString()), env, "no-such-file.java")) {
+            assertThat(version.exitCode()).isZero();
+            assertThat(version.err()).last().asString().matches("\\d+\\.\\d+\\.\\d+.*");
+            assertThat(wrong.exitCode()).isNotZero();
+            assertThat(wrong.err()).isNotEmpty();
+        }
+    }
+}

@@ -1,0 +1,128 @@
+import java.io.IOException;
+import java.io.OutputStream;
+import java.io.UncheckedIOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Assumptions;
+
+/** The commands that a test needs beside the JDK. Where one is not installed, the test is skipped and says so. */
+final class Tools {
+
+    private Tools() {
+    }
+
+    /** Where the command is; aborts the test where it is not installed. */
+    static Path require(String command) {
+        Path found = Stream.of(System.getenv("PATH").split(":"))
+                .map(directory -> Path.of(directory, command).toAbsolutePath())
+                .filter(file -> Files.isExecutable(file) && !Files.isDirectory(file))
+                .findFirst().orElse(null);
+        Assumptions.assumeTrue(found != null, "needs the command " + command);
+        return found;
+    }
+
+    /**
+     * Makes the directory hold nothing but links with these names to these commands, to be a hook's whole PATH. BusyBox
+     * becomes the command whose name the link has.
+     */
+    static String only(Path emptyDirectory, Map<String, Path> links) {
+        try {
+            Files.createDirectories(emptyDirectory);
+            for (Map.Entry<String, Path> link : links.entrySet()) {
+                Files.createSymbolicLink(emptyDirectory.resolve(link.getKey()), link.getValue());
+            }
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        }
+        return emptyDirectory.toString();
+    }
+
+    /**
+     * Writes a shell script that stands for a command, or replaces it in one step. A shell writes it: a file that this
+     * process had open for writing could still be open in a child that it starts meanwhile, and then cannot be run.
+     */
+    static void stub(Path file, String script) {
+        try {
+            Process writer = new ProcessBuilder("sh", "-c",
+                    "cat > \"$1.new\" && chmod 755 \"$1.new\" && mv \"$1.new\" \"$1\"", "sh", file.toString()).start();
+            try (OutputStream in = writer.getOutputStream()) {
+                in.write(("#!/bin/sh\n" + script).getBytes(StandardCharsets.UTF_8));
+            }
+            if (writer.waitFor() != 0) {
+                throw new IOException("cannot write " + file);
+            }
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        } catch (InterruptedException e) {
+            throw new IllegalStateException(e);
+        }
+    }
+
+    /** Aborts the test where it may not make namespaces or become another user. */
+    static void requireRoot() {
+        require("unshare");
+        require("setpriv");
+        Assumptions.assumeTrue(succeeds("unshare", "--mount", "--net", "--pid", "--fork",
+                "setpriv", "--reuid", "65534", "--clear-groups", "true"),
+                "needs root that may make namespaces (unshare) and change users (setpriv)");
+    }
+
+    /** Hook.javaCommand() for any user and any place: its jars copied to a directory that everybody can read. */
+    static List<String> javaCommandForEveryone(Path directory) {
+        try {
+            Files.createDirectories(directory);
+            openToEveryone(directory);
+            List<String> command = new ArrayList<>(Hook.javaCommand());
+            int classpath = command.indexOf("-cp") + 1;
+            List<String> copies = new ArrayList<>();
+            for (String jar : command.get(classpath).split(":")) {
+                Path copy = directory.resolve(Path.of(jar).getFileName());
+                Files.copy(Path.of(jar), copy);
+                Files.setPosixFilePermissions(copy, PosixFilePermissions.fromString("rw-r--r--"));
+                copies.add(copy.toString());
+            }
+            command.set(classpath, String.join(":", copies));
+            Assumptions.assumeTrue(succeeds("setpriv", "--reuid", "65534", "--clear-groups",
+                    "test", "-x", command.get(0)), "needs a JDK that every user may run");
+            return command;
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        }
+    }
+
+    /** Lets every user read the directory. JUnit's temporary directories are their owner's alone. */
+    static void openToEveryone(Path directory) {
+        try {
+            Files.setPosixFilePermissions(directory, PosixFilePermissions.fromString("rwxr-xr-x"));
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        }
+    }
+
+    /** Whether the process runs; one that has ended and was not waited for does not. */
+    static boolean running(long pid) {
+        try {
+            String stat = Files.readString(Path.of("/proc", String.valueOf(pid), "stat"), StandardCharsets.ISO_8859_1);
+            return stat.charAt(stat.lastIndexOf(')') + 2) != 'Z';
+        } catch (IOException e) {
+            return false;
+        }
+    }
+
+    private static boolean succeeds(String... command) {
+        try {
+            return new ProcessBuilder(command).redirectErrorStream(true)
+                    .redirectOutput(ProcessBuilder.Redirect.DISCARD).start().waitFor() == 0;
+        } catch (IOException e) {
+            return false;
+        } catch (InterruptedException e) {
+            throw new IllegalStateException(e);
+        }
+    }
+}
