@@ -1,7 +1,9 @@
 ///usr/bin/env true; exec jbang "$0" "$@"
 //JAVA 17+
 //DEPS info.picocli:picocli:4.7.7
-//JAVA_OPTIONS -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:-UsePerfData -Xmx16m
+//JAVAC_OPTIONS -XDstringConcat=inline
+//JAVA_OPTIONS -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:CompileThresholdScaling=10 -XX:-UsePerfData
+//JAVA_OPTIONS -Xmx16m -Xmn1m --limit-modules=java.base
 
 // buildkit-prestop: a Kubernetes preStop hook that waits for BuildKit's clients before it lets the pod stop.
 //
@@ -27,6 +29,7 @@ import java.time.temporal.ChronoUnit;
 import java.util.*;
 import java.util.concurrent.Callable;
 import java.util.concurrent.TimeUnit;
+import java.util.concurrent.locks.ReentrantLock;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Stream;
@@ -90,6 +93,7 @@ class BuildkitPrestop implements Callable<Integer> {
     private boolean once;
 
     private static final Map<String, String> ENVIRONMENT = environment();
+    private static final ReentrantLock STARTING = new ReentrantLock();
     private static final Path TCP = Path.of("/proc/net/tcp");
     private static final Path TCP6 = Path.of("/proc/net/tcp6");
     private static final long REPORT_EVERY_MS = TimeUnit.MINUTES.toMillis(1);
@@ -97,16 +101,20 @@ class BuildkitPrestop implements Callable<Integer> {
 
     private final List<String> badEnvironment = new ArrayList<>();
     private final List<Source> sources = new ArrayList<>(List.of(Source.netstat, Source.ss, Source.procfs));
-    private String netstatOptions = "-tanW"; // W: net-tools would cut off long IPv6 addresses
-    private String problem = "";
-    private String warnedProblem = "";
+    private String netstatOptions = "-tanW"; // W: long IPv6 addresses whole; not every BusyBox knows it
+    private final Map<Source, String> failures = new EnumMap<>(Source.class);
+    private final Set<Source> warned = EnumSet.noneOf(Source.class);
+    private Thread writer = new Thread();
     private boolean portChecked;
     private String reportedCount;
     private long reportedMs;
 
     public static void main(String... args) {
-        // A tool that hangs when SIGTERM arrives must not outlive the hook.
-        Runtime.getRuntime().addShutdownHook(new Thread(() -> kill(ProcessHandle.current().descendants())));
+        // A tool that hangs when SIGTERM arrives must not outlive the hook, and none may be started after it.
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
+            STARTING.lock();
+            kill(ProcessHandle.current().descendants());
+        }));
         BuildkitPrestop hook = new BuildkitPrestop();
         System.exit(new CommandLine(hook)
                 .setDefaultValueProvider(hook::fromEnvironment)
@@ -120,21 +128,23 @@ class BuildkitPrestop implements Callable<Integer> {
     @Override
     public Integer call() throws InterruptedException {
         debug |= !ENVIRONMENT.getOrDefault("DEBUG", "").isEmpty();
-        badEnvironment.forEach(message -> log("warning", message));
+        for (String message : badEnvironment) {
+            log("warning", message);
+        }
         if (source != Source.auto) {
             sources.retainAll(List.of(source));
         }
         return once ? printCount() : waitUntilQuiet();
     }
 
-    private int printCount() {
+    private int printCount() throws InterruptedException {
         Connections seen = look();
         warn(seen);
         if (seen == null) {
             log("warning", describe(null) + ".");
             return 1;
         }
-        System.out.println(seen.count());
+        System.out.println(seen.count);
         return 0;
     }
 
@@ -147,7 +157,7 @@ class BuildkitPrestop implements Callable<Integer> {
             Connections seen = look();
             long waitedMs = TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - start);
             report(seen, waitedMs);
-            quietChecks = seen != null && seen.count() == 0 ? quietChecks + 1 : 0;
+            quietChecks = seen != null && seen.count == 0 ? quietChecks + 1 : 0;
             if (quietChecks >= checksNeeded) {
                 log("info", "All build processes seem to have stopped. Exiting now.");
                 return 0;
@@ -162,9 +172,9 @@ class BuildkitPrestop implements Callable<Integer> {
     }
 
     /** Logs each change, and a sign of life every minute. */
-    private void report(Connections seen, long waitedMs) {
+    private void report(Connections seen, long waitedMs) throws InterruptedException {
         warn(seen);
-        String count = seen == null ? "unknown" : String.valueOf(seen.count());
+        String count = seen == null ? "unknown" : String.valueOf(seen.count);
         if (debug) {
             log("debug", "Active connections to buildkitd: " + count);
         }
@@ -177,13 +187,14 @@ class BuildkitPrestop implements Callable<Integer> {
     }
 
     /** Logs what may be wrong although something was seen: a source that failed, and at the start the port. */
-    private void warn(Connections seen) {
+    private void warn(Connections seen) throws InterruptedException {
         if (seen == null) {
             return;
         }
-        if (!problem.isEmpty() && !problem.equals(warnedProblem)) {
-            log("warning", "Could not use " + problem + ".");
-            warnedProblem = problem;
+        for (Source source : failures.keySet()) {
+            if (warned.add(source)) {
+                log("warning", "Could not use " + failures.get(source) + ".");
+            }
         }
         if (!seen.listening && !portChecked) {
             log("warning", "Nothing listens on port " + port + ". Is BUILDKITD_PORT right?");
@@ -193,11 +204,12 @@ class BuildkitPrestop implements Callable<Integer> {
 
     private String describe(Connections seen) {
         if (seen == null) {
-            return "Cannot tell whether clients are connected to port " + port + " (" + problem + ")";
+            return "Cannot tell whether clients are connected to port " + port + ": "
+                    + String.join("; ", failures.values());
         }
-        int unnamed = seen.count() - seen.peers.size();
-        return seen.count() + (seen.count() == 1 ? " connection" : " connections") + " to port " + port
-                + (seen.count() == 0 ? "" : " from " + String.join(", ", seen.peers))
+        int unnamed = seen.count - seen.peers.size();
+        return seen.count + (seen.count == 1 ? " connection" : " connections") + " to port " + port
+                + (seen.count == 0 ? "" : " from " + String.join(", ", seen.peers))
                 + (unnamed == 0 ? "" : " and " + unnamed + " more");
     }
 
@@ -207,55 +219,54 @@ class BuildkitPrestop implements Callable<Integer> {
     static final class Connections {
         private static final int PEERS_NAMED = 5;
 
+        int count;
         boolean listening;
-        final List<String> peers = new ArrayList<>();
-        private final Set<String> rows = new HashSet<>();
+        final Set<String> peers = new LinkedHashSet<>();
+        private final long[] recent = new long[1024];
 
-        /** Adds a connection once: the kernel can show a row twice when its table grows while it is read. */
-        void add(String row, String peer) {
-            if (rows.add(row) && rows.size() <= PEERS_NAMED) {
-                peers.add(peer);
+        /**
+         * Counts a connection; row is a hash of its two ends. When a table grows while it is read, the kernel shows its
+         * last rows once more. They follow close behind, so it is enough to know the latest.
+         */
+        void add(long row) {
+            int slot = (int) (row & (recent.length - 1));
+            if (recent[slot] != row) {
+                recent[slot] = row;
+                count++;
             }
-        }
-
-        int count() {
-            return rows.size();
         }
     }
 
     /** Asks the sources in turn, those that failed before last. Null when none of them could tell. */
     private Connections look() {
-        List<String> failed = new ArrayList<>();
-        List<String> missing = new ArrayList<>();
-        Connections blank = null;
+        Map<Source, String> missing = new EnumMap<>(Source.class);
+        failures.clear();
+        Connections seen = null;
         for (Source source : List.copyOf(sources)) {
             try {
-                Connections seen = look(source);
-                if (seen.count() > 0 || seen.listening) {
-                    problem = String.join("; ", failed);
-                    return seen;
+                seen = look(source);
+                if (seen.count > 0 || seen.listening) {
+                    break;
                 }
                 // No connection, but no listener either: so it looks where buildkitd is not, and also to a tool that
                 // sees nothing at all. The others may know better.
-                blank = seen;
             } catch (NoSuchFileException e) {
-                missing.add(e.getMessage());
+                missing.put(source, e.getMessage());
             } catch (Throwable e) { // out of memory, threads or file descriptors: whatever it is, it is not quiet
-                failed.add(source + ": " + Objects.requireNonNullElse(e.getMessage(), e.toString()));
+                failures.put(source, source + ": " + Objects.requireNonNullElse(e.getMessage(), e.toString()));
                 sources.remove(source);
                 sources.add(source);
             }
         }
-        if (blank == null) {
-            failed.addAll(missing);
+        if (seen == null) {
+            failures.putAll(missing);
         }
-        problem = String.join("; ", failed);
-        return blank;
+        return seen;
     }
 
     private Connections look(Source source) throws Exception {
         if (source == Source.ss) {
-            return run(Format.SS, "ss", "-tan");
+            return run(Format.SS, "ss", "-tan", "sport", "=", ":" + port);
         }
         List<Path> tables = Files.notExists(TCP6) ? List.of(TCP) : List.of(TCP, TCP6); // no IPv6, no second table
         if (source == Source.netstat) {
@@ -264,7 +275,10 @@ class BuildkitPrestop implements Callable<Integer> {
             }
             try {
                 return run(Format.NETSTAT, "netstat", netstatOptions);
-            } catch (ParseException e) { // a BusyBox that does not know -W
+            } catch (ParseException e) {
+                if (!e.getMessage().contains("option")) {
+                    throw e;
+                }
                 netstatOptions = "-tan";
                 return run(Format.NETSTAT, "netstat", netstatOptions);
             }
@@ -282,7 +296,13 @@ class BuildkitPrestop implements Callable<Integer> {
         command[0] = onPath(command[0]);
         ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
         builder.environment().put("LC_ALL", "C"); // net-tools translates its output
-        Process process = builder.start();
+        Process process;
+        STARTING.lock();
+        try {
+            process = builder.start();
+        } finally {
+            STARTING.unlock();
+        }
         try {
             Connections seen = new Connections();
             format.parse(outputOf(process), port, seen);
@@ -338,23 +358,20 @@ class BuildkitPrestop implements Callable<Integer> {
 
     /**
      * How each source writes its table, see netstat(8), ss(8) and Documentation/networking/proc_net_tcp.rst of Linux:
-     * a heading, then nothing but rows.
+     * a heading, then nothing but rows. Columns are counted from 0.
      */
-    record Format(int radix, String established, String listen, Pattern heading, Pattern row) {
-        static final Format NETSTAT = new Format(10, "ESTABLISHED", "LISTEN",
-                Pattern.compile("Active Internet connections.*|(?<columns>Proto +Recv-Q +Send-Q +Local Address .*)"),
-                Pattern.compile("tcp6? +\\d+ +\\d+"
-                        + " +(?<ends>\\S+:(?<port>\\d{1,5}) +(?<peer>\\S+):(?<peerPort>\\d{1,5}|\\*))"
-                        + " +(?<state>[A-Z0-9_]+)( .*)?"));
-        static final Format SS = new Format(10, "ESTAB", "LISTEN",
-                Pattern.compile("(?<columns>State +Recv-Q +Send-Q +Local Address:Port .*)"),
-                Pattern.compile("(?<state>[A-Z0-9-]+) +\\d+ +\\d+"
-                        + " +(?<ends>\\S+:(?<port>\\d{1,5}) +(?<peer>\\S+):(?<peerPort>\\d{1,5}|\\*))( .*)?"));
-        static final Format PROCFS = new Format(16, "01", "0A",
-                Pattern.compile("(?<columns> *sl +local_address +rem(ote)?_address +st .*)"),
-                Pattern.compile(" *\\d+: (?<ends>(?:[0-9A-F]{8}|[0-9A-F]{32}):(?<port>[0-9A-F]{4})"
-                        + " (?<peer>(?:[0-9A-F]{8}|[0-9A-F]{32})):(?<peerPort>[0-9A-F]{4})) (?<state>[0-9A-F]{2}) .*"));
+    record Format(Pattern heading, int local, int peer, int state, String established, String listen, int radix) {
+        static final Format NETSTAT = new Format(Pattern.compile(
+                "Active Internet connections.*|(?<columns>Proto +Recv-Q +Send-Q +Local Address +Foreign Address .*)"),
+                3, 4, 5, "ESTABLISHED", "LISTEN", 10);
+        static final Format SS = new Format(Pattern.compile(
+                "(?<columns>State +Recv-Q +Send-Q +Local Address:Port +Peer Address:Port.*)"),
+                3, 4, 0, "ESTAB", "LISTEN", 10);
+        static final Format PROCFS = new Format(Pattern.compile(
+                "(?<columns> *sl +local_address +rem(ote)?_address +st .*)"),
+                1, 2, 3, "01", "0A", 16);
         private static final int LONGEST_LINE = 4096;
+        private static final int COLUMNS = 6;
 
         /**
          * Adds to seen what the table tells of the local port.
@@ -369,11 +386,10 @@ class BuildkitPrestop implements Callable<Integer> {
                 int lineStart = 0;
                 for (int i = filled; i < filled + n; i++) {
                     if (buffer[i] == '\n') {
-                        String line = new String(buffer, lineStart, i - lineStart, StandardCharsets.ISO_8859_1);
                         if (inRows) {
-                            parseRow(line, port, seen);
+                            parseRow(buffer, lineStart, i, port, seen);
                         } else {
-                            inRows = parseHeading(line);
+                            inRows = parseHeading(text(buffer, lineStart, i));
                         }
                         lineStart = i + 1;
                     }
@@ -395,27 +411,68 @@ class BuildkitPrestop implements Callable<Integer> {
             return fields.group("columns") != null;
         }
 
-        private void parseRow(String line, int port, Connections seen) throws Exception {
-            Matcher fields = row.matcher(line);
-            if (!fields.matches()) {
-                throw notATable(line);
+        /** Works on the bytes: at every check there may be 10,000 rows, and most are of no interest. */
+        private void parseRow(byte[] buffer, int start, int end, int port, Connections seen) throws Exception {
+            int[] from = new int[COLUMNS];
+            int[] to = new int[COLUMNS];
+            int column = 0;
+            for (int i = start; i < end && column < COLUMNS; i++) {
+                if (buffer[i] != ' ') {
+                    from[column] = i;
+                    while (i < end && buffer[i] != ' ') {
+                        i++;
+                    }
+                    to[column++] = i;
+                }
             }
-            if (Integer.parseInt(fields.group("port"), radix) == port) {
-                String state = fields.group("state");
-                seen.listening |= state.equals(listen);
-                if (state.equals(established)) {
-                    seen.add(fields.group("ends"), peer(fields));
+            int localPort = port(buffer, from[local], to[local]);
+            int peerPort = port(buffer, from[peer], to[peer]);
+            if (localPort < 0 || peerPort < 0 || to[state] == 0) {
+                throw notATable(text(buffer, start, end));
+            }
+            if (localPort != port) {
+                return;
+            }
+            String stateWord = text(buffer, from[state], to[state]);
+            seen.listening |= stateWord.equals(listen);
+            if (stateWord.equals(established)) {
+                long hash = 0;
+                for (int i = from[local]; i < to[peer]; i++) {
+                    hash = hash * 1_000_003 + buffer[i];
+                }
+                seen.add(hash);
+                if (seen.peers.size() < Connections.PEERS_NAMED) {
+                    seen.peers.add(name(text(buffer, from[peer], to[peer])) + ":" + peerPort);
                 }
             }
         }
 
-        private static ParseException notATable(String found) {
-            return new ParseException("not a socket table: " + found.substring(0, Math.min(found.length(), 100)), 0);
+        /** The port behind the last colon, 0 where it is written as a star; less than 0 if there is none. */
+        private int port(byte[] buffer, int from, int to) {
+            int start = to;
+            while (start > from && buffer[start - 1] != ':') {
+                start--;
+            }
+            if (start == from || start == to) {
+                return -1;
+            }
+            if (start == to - 1 && buffer[start] == '*') {
+                return 0;
+            }
+            int port = 0;
+            for (int i = start; i < to; i++) {
+                int digit = Character.digit(buffer[i], radix);
+                if (digit < 0 || port > 0xFFFF) {
+                    return -1;
+                }
+                port = port * radix + digit;
+            }
+            return port;
         }
 
-        /** The peer as people write it, 10.0.0.7:41234 or [2001:db8::7]:41234, whatever way the source writes it. */
-        private String peer(Matcher fields) throws IOException {
-            String address = fields.group("peer");
+        /** The address as people write it, 10.0.0.7 or [2001:db8::7], whatever way the source writes it. */
+        private String name(String end) throws IOException {
+            String address = end.substring(0, end.lastIndexOf(':'));
             if (this == PROCFS) {
                 ByteBuffer bytes = ByteBuffer.allocate(address.length() / 2).order(ByteOrder.nativeOrder());
                 for (int i = 0; i < address.length(); i += 8) {
@@ -427,8 +484,15 @@ class BuildkitPrestop implements Callable<Integer> {
                 }
             }
             address = address.replaceAll("[\\[\\]]", "").replaceFirst("^::ffff:(?=.*\\.)", "");
-            return (address.contains(":") ? "[" + address + "]" : address)
-                    + ":" + Integer.parseInt(fields.group("peerPort").replace("*", "0"), radix);
+            return address.contains(":") ? "[" + address + "]" : address;
+        }
+
+        private static String text(byte[] buffer, int from, int to) {
+            return new String(buffer, from, to - from, StandardCharsets.ISO_8859_1);
+        }
+
+        private static ParseException notATable(String found) {
+            return new ParseException("not a socket table: " + found.substring(0, Math.min(found.length(), 100)), 0);
         }
     }
 
@@ -510,9 +574,8 @@ class BuildkitPrestop implements Callable<Integer> {
      * is C, as in most containers, the JVM's own copies have lost every character that is not ASCII.
      */
     private static String[] utf8(String file) {
-        try {
-            byte[] strings = Files.readAllBytes(Path.of("/proc/self", file));
-            return new String(strings, StandardCharsets.UTF_8).split("\0", -1);
+        try (InputStream in = new FileInputStream("/proc/self/" + file)) {
+            return new String(in.readAllBytes(), StandardCharsets.UTF_8).split("\0", -1);
         } catch (IOException e) {
             return new String[0];
         }
@@ -520,24 +583,39 @@ class BuildkitPrestop implements Callable<Integer> {
 
     // ---- The log ---------------------------------------------------------------------------------------------------
 
-    /** Writes one line where it can be seen. A line that cannot be written is lost, and the wait goes on. */
-    private void log(String level, String message) {
+    /** Logs one line. One that cannot be written is lost, and the wait goes on. */
+    private void log(String level, String message) throws InterruptedException {
         String text = logPrefix.isEmpty() ? message : logPrefix + " " + message;
         String line = logFormat == LogFormat.text ? text.replaceAll("\\p{Cntrl}", " ")
                 : "{\"message\": \"" + escaped(text) + "\", \"timestamp\": \""
                         + Instant.now().truncatedTo(ChronoUnit.SECONDS) + "\", \"level\": \"" + level + "\"}";
         byte[] bytes = (line + "\n").getBytes(StandardCharsets.UTF_8);
+        // Writing to a pipe that nobody reads never ends. So it has a thread of its own, and a second to do it.
+        if (!writer.isAlive()) {
+            try {
+                writer = new Thread(() -> write(bytes));
+                writer.setDaemon(true);
+                writer.start();
+                writer.join(1000);
+            } catch (OutOfMemoryError e) { // no more threads
+                write(bytes);
+            }
+        }
+    }
+
+    /** Writes where it can be seen. */
+    private void write(byte[] line) {
         // Nobody sees a hook's own stderr; what PID 1 writes there is what kubectl logs shows. --once has a terminal.
         if (ENVIRONMENT.containsKey("KUBERNETES_SERVICE_HOST") && !once) {
             try (FileOutputStream pid1 = new FileOutputStream("/proc/1/fd/2", true)) {
-                pid1.write(bytes);
+                pid1.write(line);
                 return;
             } catch (IOException e) {
                 // it belongs to another user, or is no file: stderr is left
             }
         }
         try {
-            new FileOutputStream(FileDescriptor.err).write(bytes);
+            new FileOutputStream(FileDescriptor.err).write(line);
         } catch (IOException e) {
             // closed, and there is no other place
         }

@@ -1,3 +1,4 @@
+import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 import java.io.BufferedReader;
@@ -86,7 +87,8 @@ final class Hook implements AutoCloseable {
 
     /** The command line that JBang makes of the script, without the arguments. */
     static List<String> javaCommand() {
-        List<String> command = new ArrayList<>(List.of(Path.of(System.getProperty("java.home"), "bin/java").toString()));
+        List<String> command = new ArrayList<>();
+        command.add(Path.of(System.getProperty("java.home"), "bin/java").toString());
         command.addAll(directive("JAVA_OPTIONS"));
         command.addAll(List.of("-cp", classpath(), "BuildkitPrestop"));
         return command;
@@ -181,7 +183,7 @@ final class Hook implements AutoCloseable {
     static JsonNode json(String line) {
         try {
             return JSON.readerFor(JsonNode.class)
-                    .with(com.fasterxml.jackson.databind.DeserializationFeature.FAIL_ON_TRAILING_TOKENS).readValue(line);
+                    .with(DeserializationFeature.FAIL_ON_TRAILING_TOKENS).readValue(line);
         } catch (IOException e) {
             throw new AssertionError("not JSON: " + line, e);
         }

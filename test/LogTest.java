@@ -16,7 +16,8 @@ class LogTest {
     private static final String FIRST = "Waiting for build processes to finish...";
 
     @ParameterizedTest
-    @ValueSource(strings = {"[PreStop Hook]", "say \"hi\"", "back\\slash\\", "two\nlines\r\n\tand a tab", "\u0001\u001f\u007f",
+    @ValueSource(strings = {"[PreStop Hook]", "say \"hi\"", "back\\slash\\", "two\nlines\r\n\tand a tab",
+        "\u0001\u001f\u007f",
         "d\u00e9ploiement \u2603 \u6784\u5efa \ud83d\udc33", "${env:PATH} $$ $x", "</script>\u2028", " ", "'", "@x"})
     void areJsonWhateverThePrefix(String prefix) {
         Map<String, String> settings = Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0, "LOG_PREFIX", prefix);

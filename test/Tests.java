@@ -2,6 +2,8 @@
 //DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
 //DEPS org.assertj:assertj-core:3.27.7
 //DEPS com.fasterxml.jackson.core:jackson-databind:2.20.1
+//DEPS com.fasterxml.jackson.dataformat:jackson-dataformat-yaml:2.20.1
+//DEPS io.fabric8:kubernetes-model-apps:7.4.0
 //SOURCES ../buildkit-prestop.java
 //SOURCES *Test.java
 //SOURCES Hook.java
@@ -54,7 +56,8 @@ class Tests {
         summary.printFailuresTo(new PrintWriter(System.out, true), 5);
         long skipped = summary.getTestsSkippedCount() + summary.getTestsAbortedCount();
         long failed = summary.getTotalFailureCount();
-        System.out.println(summary.getTestsSucceededCount() + " passed, " + failed + " failed, " + skipped + " skipped");
+        System.out.println(
+                summary.getTestsSucceededCount() + " passed, " + failed + " failed, " + skipped + " skipped");
         boolean skippingIsFailing = "true".equals(System.getenv("CI"));
         System.exit(failed > 0 || skippingIsFailing && skipped > 0 || summary.getTestsSucceededCount() == 0 ? 1 : 0);
     }

@@ -1,0 +1,494 @@
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.io.IOException;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.nio.file.StandardCopyOption;
+import java.nio.file.attribute.PosixFilePermissions;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.MethodSource;
+import org.junit.jupiter.params.provider.ValueSource;
+
+/** A source that cannot tell must never count as "nobody is connected", in whatever way it fails. */
+class BrokenToolsTest {
+
+    /** The tables that stubs print are about this port. Nothing uses it really, so real sources see nothing of it. */
+    private static final int PORT = 1;
+    private static final String PEER = "10.9.8.7:4711";
+    private static final String LEAVES = "All build processes seem to have stopped";
+
+    @TempDir
+    private Path directory;
+
+    // ---- Tools -----------------------------------------------------------------------------------------------------
+
+    /** How each tool writes what a stub says for it. */
+    enum Tool {
+        netstat("Proto Recv-Q Send-Q Local Address           Foreign Address         State      ",
+                "tcp6       0      0 :::%d                   :::*                    LISTEN     ",
+                "tcp        0      0 127.0.0.1:%d            %s           ESTABLISHED"),
+        ss("State     Recv-Q Send-Q Local Address:Port Peer Address:Port Process",
+                "LISTEN    0      4096               *:%d             *:*          ",
+                "ESTAB     0      0          127.0.0.1:%d            %s          ");
+
+        private final String heading;
+        private final String listener;
+        private final String connection;
+
+        Tool(String heading, String listener, String connection) {
+            this.heading = heading;
+            this.listener = listener;
+            this.connection = connection;
+        }
+
+        String quiet(int port) {
+            return print(heading) + print(listener.formatted(port));
+        }
+
+        String busy(int port) {
+            return quiet(port) + print(connection.formatted(port, PEER));
+        }
+    }
+
+    /** A shell's line that prints the text as a line. */
+    private static String print(String line) {
+        return "printf '%s\\n' '" + line + "'\n";
+    }
+
+    /**
+     * One way to fail: what the stub does, and what the warning must say about it. No script: there is no such
+     * command. No reason: it is not worth a warning where another source works.
+     */
+    record Fault(Tool tool, String name, String script, String reason, boolean hangs) {
+        void install(Path directory) throws IOException {
+            Path file = directory.resolve(tool.name());
+            if (script != null && script.startsWith("#!")) {
+                Files.writeString(file, script);
+                Files.setPosixFilePermissions(file, PosixFilePermissions.fromString("rwxr-xr-x"));
+            } else if (script != null) {
+                // each stub leaves its process id, and DIR names the place for those of its children
+                Tools.stub(file, "DIR='" + directory + "'\necho $$ >> \"$DIR/pids\"\n"
+                        // it inherits the hook's PATH, which has nothing but the stub
+                        + "PATH=/usr/sbin:/usr/bin:/sbin:/bin\n" + script);
+            }
+            if (name.equals("may not be run")) {
+                Files.setPosixFilePermissions(file, PosixFilePermissions.fromString("rw-r--r--"));
+            }
+        }
+
+        @Override
+        public String toString() {
+            return tool + " " + name;
+        }
+    }
+
+    static Stream<Fault> faults() {
+        return Stream.of(Tool.values()).flatMap(BrokenToolsTest::faults);
+    }
+
+    private static Stream<Fault> faults(Tool tool) {
+        // A hook that believed the table would leave, because all of these say that nobody is connected.
+        String table = tool.quiet(PORT);
+        return Stream.of(
+                new Fault(tool, "is missing", null, null, false),
+                new Fault(tool, "may not be run", table, null, false),
+                new Fault(tool, "cannot be started", "#!/no/such/interpreter", "Cannot run program", false),
+                new Fault(tool, "fails and prints nothing", "exit 1", "not a socket table", false),
+                new Fault(tool, "fails beside a table", table + "exit 1", "exit status 1", false),
+                new Fault(tool, "is killed beside a table", table + "kill -9 $$", "exit status 137", false),
+                new Fault(tool, "does not know its options", "echo 'Usage: x [-y]' >&2", "Usage: x [-y]", false),
+                new Fault(tool, "prints nothing", "exit 0", "not a socket table", false),
+                new Fault(tool, "prints garbage", "printf '\\001\\377\\0\\n\\n\\n'", "not a socket table", false),
+                new Fault(tool, "prints half a table", table + "printf '" + tool.listener.substring(0, 20) + "'",
+                        "not a socket table", false),
+                new Fault(tool, "prints half a heading", "printf '" + tool.heading.substring(0, 20) + "'",
+                        "not a socket table", false),
+                new Fault(tool, "prints rows without a heading", print(tool.listener.formatted(PORT)),
+                        "not a socket table", false),
+                new Fault(tool, "complains beside a table", table + "echo 'no support for AF INET6' >&2",
+                        "no support for AF INET6", false),
+                new Fault(tool, "prints a line without end", table + "while :; do printf xxxxxxxxxxxxxxxx; done",
+                        "not a socket table", false),
+                new Fault(tool, "prints rows without end",
+                        table + "while :; do " + print(tool.listener.formatted(PORT)) + "done",
+                        "no answer in 5 s", true),
+                new Fault(tool, "hangs", "exec sleep 1000", "no answer in 5 s", true),
+                new Fault(tool, "hangs after its table, and children too, which hold the pipe open", table
+                        + "sleep 1000 & echo $! >> \"$DIR/pids\"\n"
+                        + "sh -c 'echo $$ >> \"$1/pids\"; sleep 1000 & echo $! >> \"$1/pids\"; wait' sh \"$DIR\" &\n"
+                        + "wait", "no answer in 5 s", true));
+    }
+
+    @ParameterizedTest
+    @MethodSource("faults")
+    void theNextSourceIsAskedWhenATool(Fault fault) throws IOException {
+        fault.install(directory);
+        try (Server server = Server.start(); Server.Connection build = server.connect();
+                Hook hook = hook(server.port(), "auto")) {
+            hook.awaitLog("1 connection to port " + server.port() + " from 127.0.0.1:"
+                    + build.client().getLocalPort());
+            awaitChecks(hook, "1", 10);
+            assertNoneOfThePidsRuns();
+            assertThat(hook.process().isAlive()).isTrue();
+            if (fault.reason == null) {
+                assertThat(hook.messages("warning")).isEmpty();
+            } else {
+                assertThat(hook.messages("warning")).singleElement().asString()
+                        .contains("Could not use " + fault.tool + ": ").contains(fault.reason);
+            }
+            build.close();
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.messages("info")).last().asString().contains(LEAVES);
+        } finally {
+            endThePids();
+        }
+    }
+
+    @ParameterizedTest
+    @MethodSource("faults")
+    void theHookStaysUntilItCanTellWhenTheOnlyTool(Fault fault) throws IOException {
+        fault.install(directory);
+        try (Hook hook = hook(PORT, fault.tool.name())) {
+            awaitChecks(hook, "unknown", fault.hangs ? 1 : 5);
+            hook.awaitLog("Cannot tell");
+            assertThat(hook.process().isAlive()).isTrue();
+            assertThat(hook.messages("warning")).singleElement().asString()
+                    .contains("Cannot tell whether clients are connected to port " + PORT)
+                    .contains(fault.reason == null ? fault.tool + " is not on the PATH" : fault.reason);
+
+            Tools.stub(directory.resolve(fault.tool.name()), fault.tool.busy(PORT));
+            hook.awaitLog("1 connection to port " + PORT + " from " + PEER);
+            assertNoneOfThePidsRuns();
+            Tools.stub(directory.resolve(fault.tool.name()), fault.tool.quiet(PORT));
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.messages("info")).last().asString().contains(LEAVES);
+            assertThat(hook.messages("warning")).hasSize(1);
+        } finally {
+            endThePids();
+        }
+    }
+
+    @ParameterizedTest
+    @EnumSource(Tool.class)
+    void aToolThatIsBlindForConnectionsAndListenersIsNotBelieved(Tool tool) {
+        Tools.stub(directory.resolve(tool.name()), print(tool.heading));
+        try (Server server = Server.start(); Server.Connection build = server.connect();
+                Hook hook = hook(server.port(), "auto")) {
+            awaitChecks(hook, "1", 10);
+            build.close();
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.messages("warning")).isEmpty();
+        }
+    }
+
+    @Test
+    void ssIsAskedWhenNetstatFailsAndNetstatWhenSsFails() {
+        Tools.stub(directory.resolve("netstat"), "exit 1");
+        Tools.stub(directory.resolve("ss"), Tool.ss.busy(PORT));
+        try (Hook hook = hook(PORT, "auto")) {
+            awaitChecks(hook, "1", 3);
+            Tools.stub(directory.resolve("netstat"), Tool.netstat.busy(PORT).replace(PEER, "10.9.8.7:5"));
+            Tools.stub(directory.resolve("ss"), "exit 1");
+            // procfs comes before netstat now, and knows nothing of this port: it is not believed
+            hook.awaitLog("Could not use ss: ");
+            int checks = checks(hook, "1");
+            awaitChecks(hook, "1", checks + 3);
+            assertThat(hook.process().isAlive()).isTrue();
+            assertThat(hook.messages("warning")).hasSize(2);
+        }
+    }
+
+    @Test
+    void aChildThatOutlivesItsToolAndHoldsThePipeOpenIsNotWaitedFor() throws IOException {
+        Tools.stub(directory.resolve("netstat"), Tool.netstat.busy(PORT)
+                + "PATH=/usr/bin:/bin\nsleep 1000 & echo $! >> '" + directory + "/pids'");
+        Map<String, String> env = environment(PORT, "netstat");
+        env.put("CHECK_FREQUENCY_MS", "1000000"); // so there is one child, and the file names it
+        try (Hook hook = Hook.start(env)) {
+            awaitChecks(hook, "1", 1);
+            assertThat(hook.messages("warning")).isEmpty(); // so the 5 s were not used up
+        } finally {
+            endThePids();
+        }
+    }
+
+    @Test
+    void theQuietCountStartsFromZeroAfterATimeInWhichNoSourceWorked() {
+        // with one source, so that no real socket of this machine can answer
+        Tools.stub(directory.resolve("ss"), Tool.ss.quiet(PORT));
+        Map<String, String> env = environment(PORT, "ss");
+        env.put("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "1");
+        try (Hook hook = Hook.start(env)) {
+            awaitChecks(hook, "0", 20);
+            Tools.stub(directory.resolve("ss"), "exit 1");
+            awaitChecks(hook, "unknown", 3);
+            Tools.stub(directory.resolve("ss"), Tool.ss.quiet(PORT));
+            assertThat(hook.exitCode()).isZero();
+            List<String> checks = hook.messages("debug");
+            assertThat(checks.size() - 1 - lastUnknown(checks)).isEqualTo(1000 / 20);
+        }
+    }
+
+    @Test
+    void theHookGivesUpInTimeThoughItCouldNeverTell() {
+        Map<String, String> env = environment(PORT, "netstat");
+        env.put("MAX_WAIT_SECONDS", "1");
+        try (Hook hook = Hook.start(env)) {
+            assertThat(hook.exitCode()).isEqualTo(1);
+            assertThat(hook.age().toSeconds()).isLessThan(20);
+            assertThat(hook.messages("warning")).last().asString()
+                    .contains("Giving up").contains("Cannot tell").contains("netstat is not on the PATH");
+        }
+    }
+
+    @Test
+    void onceSaysOnStderrWhyItCannotTellAndPrintsNoNumber() {
+        try (Hook hook = Hook.start(environment(PORT, "ss"), "--once")) {
+            assertThat(hook.exitCode()).isEqualTo(1);
+            assertThat(hook.out()).isEmpty();
+            assertThat(hook.messages("warning")).singleElement().asString().contains("ss is not on the PATH");
+        }
+    }
+
+    @ParameterizedTest
+    @ValueSource(booleans = {false, true})
+    void aMissingToolIsNotStartedOnEveryCheck(boolean there) throws IOException {
+        if (there) {
+            Tools.stub(directory.resolve("netstat"), Tool.netstat.busy(PORT));
+        }
+        try (Hook hook = hook(PORT, there ? "netstat" : "ss")) {
+            awaitChecks(hook, there ? "1" : "unknown", 20);
+            // Field 11 of proc(5)'s stat: page faults of children that have ended. Even a vain attempt to start one
+            // has some.
+            String stat = Files.readString(Path.of("/proc", "" + hook.process().pid(), "stat"));
+            long faults = Long.parseLong(stat.substring(stat.lastIndexOf(')') + 2).split(" ")[8]);
+            assertThat(faults > 0).isEqualTo(there);
+        }
+    }
+
+    @ParameterizedTest
+    @Timeout(180)
+    @ValueSource(strings = {"real netstat", "real ss", "failing netstat", "chatty ss", "unstartable netstat"})
+    void neitherZombiesNorOpenFilesPileUpWith(String what) throws IOException {
+        String tool = what.endsWith("netstat") ? "netstat" : "ss";
+        if (what.startsWith("real")) {
+            Tools.only(directory, Map.of(tool, Tools.require(tool)));
+        } else {
+            String script = switch (what.split(" ")[0]) {
+                case "unstartable" -> "#!/no/such/interpreter";
+                case "failing" -> "exit 1";
+                default -> "echo garbage; echo garbage; sleep 1000"; // so it is the hook that ends it
+            };
+            new Fault(Tool.valueOf(tool), what, script, null, false).install(directory);
+        }
+        try (Server server = Server.start(); Server.Connection build = server.connect()) {
+            Map<String, String> env = environment(server.port(), tool);
+            env.put("CHECK_FREQUENCY_MS", "1");
+            try (Hook hook = Hook.start(env)) {
+                String count = what.startsWith("real") ? "1" : "unknown";
+                awaitChecks(hook, count, 100);
+                int filesBefore = openFiles(hook);
+                awaitChecks(hook, count, 300);
+                // while a tool is being started there are some more for a moment
+                Hook.waitUntil("about " + filesBefore + " files are open", () -> openFiles(hook) <= filesBefore + 3);
+                List<ProcessHandle> children = hook.process().children().toList();
+                assertThat(children).hasSizeLessThan(5);
+                Hook.waitUntil("the children are gone",
+                        () -> children.stream().noneMatch(child -> Files.exists(Path.of("/proc", "" + child.pid()))));
+            }
+        }
+    }
+
+    // ---- procfs ----------------------------------------------------------------------------------------------------
+
+    private static final String PROCFS_HEADING = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when"
+            + " retrnsmt   uid  timeout inode                                                     \n";
+    private static final String PROCFS_LISTENER = procfsRow("00000000:0001 00000000:0000 0A");
+    private static final String PROCFS_CONNECTION = procfsRow("0100007F:0001 0708090A:1267 01");
+
+    private static String procfsRow(String sockets) {
+        return "   0: " + sockets + " 00000000:00000000 00:00000000 00000000     0        0 4711 1 0000000000000000"
+                + " 100 0 0 10 0\n";
+    }
+
+    /** Wraps a command: for an unprivileged user whose own /proc/net, not that of its children, is the directory. */
+    private static List<String> withProcNet(Path net, List<String> command) {
+        List<String> wrapped = new ArrayList<>(List.of(Tools.require("unshare").toString(), "--mount", "/bin/sh", "-c",
+                "PATH=/usr/sbin:/usr/bin:/sbin:/bin mount --bind \"$0\" /proc/$$/net && exec \"$@\"", net.toString(),
+                Tools.require("setpriv").toString(), "--reuid", "65534", "--regid", "65534", "--clear-groups"));
+        wrapped.addAll(command);
+        return wrapped;
+    }
+
+    private Path procNet() throws IOException {
+        Tools.requireRoot();
+        Tools.openToEveryone(directory);
+        return Files.createDirectory(directory.resolve("net"));
+    }
+
+    private static void replace(Path table, String content, String permissions) throws IOException {
+        Path next = table.resolveSibling("next");
+        Files.writeString(next, content, StandardCharsets.ISO_8859_1);
+        Files.setPosixFilePermissions(next, PosixFilePermissions.fromString(permissions));
+        Files.move(next, table, StandardCopyOption.ATOMIC_MOVE);
+    }
+
+    static Stream<Arguments> brokenTables() {
+        String good = PROCFS_HEADING + PROCFS_LISTENER;
+        return Stream.of("auto", "procfs").flatMap(source -> Stream.of(
+                Arguments.of(source, "absent", null, "/proc/net/tcp"),
+                Arguments.of(source, "unreadable", good, "/proc/net/tcp"),
+                Arguments.of(source, "empty", "", "not a socket table"),
+                Arguments.of(source, "half", good + PROCFS_LISTENER.substring(0, 40), "not a socket table"),
+                Arguments.of(source, "without heading", PROCFS_LISTENER, "not a socket table"),
+                Arguments.of(source, "garbage", good + "\001\377\0\n", "not a socket table")));
+    }
+
+    @ParameterizedTest(name = "{0}: {1}")
+    @MethodSource("brokenTables")
+    void theHookStaysUntilItCanTellWhenTheTableOfProcfsIs(String source, String name, String table, String reason)
+            throws IOException {
+        Path net = procNet();
+        if (table != null) {
+            replace(net.resolve("tcp"), table, name.equals("unreadable") ? "---------" : "r--r--r--");
+        }
+        List<String> command = withProcNet(net, Tools.javaCommandForEveryone(directory.resolve("jars")));
+        try (Hook hook = Hook.run(command, environment(PORT, source))) {
+            awaitChecks(hook, "unknown", 5);
+            assertThat(hook.process().isAlive()).isTrue();
+            assertThat(hook.messages("warning")).singleElement().asString().contains("Cannot tell", reason);
+
+            replace(net.resolve("tcp"), PROCFS_HEADING + PROCFS_LISTENER + PROCFS_CONNECTION, "r--r--r--");
+            hook.awaitLog("1 connection to port " + PORT + " from " + PEER);
+            int checks = checks(hook, "unknown");
+            replace(net.resolve("tcp6"), "garbage\n", "r--r--r--"); // the connections may be in the other table
+            awaitChecks(hook, "unknown", checks + 5);
+            replace(net.resolve("tcp"), PROCFS_HEADING + PROCFS_LISTENER, "r--r--r--");
+            replace(net.resolve("tcp6"), PROCFS_HEADING.replace("rem_", "remote_"), "r--r--r--");
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.messages("warning")).hasSize(2);
+        }
+    }
+
+    @ParameterizedTest
+    @ValueSource(strings = {"netstat", "ss", "procfs"})
+    void theHookStaysWhileAllSourcesAreBrokenAndGoesOnWithTheOneThatComesBack(String mended) throws IOException {
+        Path net = procNet();
+        Path tools = Files.createDirectory(directory.resolve("tools"));
+        Tools.openToEveryone(tools);
+        Tools.stub(tools.resolve("netstat"), "exit 1");
+        Tools.stub(tools.resolve("ss"), "echo garbage");
+        replace(net.resolve("tcp"), "", "r--r--r--");
+        Map<String, String> env = environment(PORT, "auto");
+        env.put("PATH", tools.toString());
+        List<String> command = withProcNet(net, Tools.javaCommandForEveryone(directory.resolve("jars")));
+        try (Hook hook = Hook.run(command, env)) {
+            awaitChecks(hook, "unknown", 5);
+            assertThat(hook.process().isAlive()).isTrue();
+            assertThat(hook.messages("warning")).singleElement().asString()
+                    .contains("Cannot tell", "netstat: ", "ss: ", "procfs: ");
+            if (mended.equals("procfs")) {
+                replace(net.resolve("tcp"), PROCFS_HEADING + PROCFS_LISTENER + PROCFS_CONNECTION, "r--r--r--");
+            } else {
+                Tools.stub(tools.resolve(mended), Tool.valueOf(mended).busy(PORT));
+            }
+            hook.awaitLog("1 connection to port " + PORT + " from " + PEER);
+            if (mended.equals("procfs")) {
+                replace(net.resolve("tcp"), PROCFS_HEADING + PROCFS_LISTENER, "r--r--r--");
+            } else {
+                Tools.stub(tools.resolve(mended), Tool.valueOf(mended).quiet(PORT));
+            }
+            assertThat(hook.exitCode()).isZero();
+        }
+    }
+
+    /** BusyBox's netstat ends with 0 and an empty table where there is no /proc/net. */
+    @ParameterizedTest
+    @ValueSource(strings = {"busybox auto", "busybox netstat", "netstat auto", "netstat netstat"})
+    void theHookStaysWhereThereIsNoProcNetButANetstat(String commandAndSource) {
+        Tools.requireRoot();
+        String[] words = commandAndSource.split(" ");
+        Map<String, String> env = environment(PORT, words[1]);
+        env.put("PATH", Tools.only(directory.resolve("tools"), Map.of("netstat", Tools.require(words[0]))));
+        List<String> subset = List.of(Tools.require("unshare").toString(), "--mount", "/bin/sh", "-c",
+                "PATH=/usr/sbin:/usr/bin:/sbin:/bin mount -t proc -o subset=pid proc /proc && exec \"$@\"", "sh");
+        try (Hook hook = Hook.startWith(subset, env)) {
+            awaitChecks(hook, "unknown", 5);
+            assertThat(hook.process().isAlive()).isTrue();
+            assertThat(hook.messages("warning")).singleElement().asString().contains("netstat: no access to");
+        }
+        try (Hook hook = Hook.startWith(subset, env, "--once")) {
+            assertThat(hook.exitCode()).isEqualTo(1);
+            assertThat(hook.out()).isEmpty();
+        }
+    }
+
+    // ---- Helpers ---------------------------------------------------------------------------------------------------
+
+    private Hook hook(int port, String source) {
+        return Hook.start(environment(port, source));
+    }
+
+    /** One wrong check is enough to leave, each check is logged, and the PATH is the test's directory. */
+    private Map<String, String> environment(int port, String source) {
+        Map<String, String> env = Hook.quick(port);
+        env.put("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "0");
+        env.put("DEBUG", "1");
+        env.put("CONNECTION_SOURCE", source);
+        env.put("PATH", directory.toString());
+        return env;
+    }
+
+    private static int checks(Hook hook, String count) {
+        return (int) hook.err().stream()
+                .filter(line -> line.contains("Active connections to buildkitd: " + count + "\"")).count();
+    }
+
+    /** Waits until that many checks have had that result; not longer than the hook runs. */
+    private static void awaitChecks(Hook hook, String result, int checks) {
+        for (int i = 0; i < checks; i += 10) { // patience is for each ten, as a busy machine may need it
+            int enough = Math.min(i + 10, checks);
+            Hook.waitUntil(enough + " checks say " + result, () -> !hook.process().isAlive()
+                    || hook.err().size() >= enough && checks(hook, result) >= enough);
+        }
+        assertThat(checks(hook, result)).as("checks that say " + result + "; the log is " + last(hook.err()))
+                .isGreaterThanOrEqualTo(checks);
+    }
+
+    private static List<String> last(List<String> lines) {
+        return lines.subList(Math.max(0, lines.size() - 5), lines.size());
+    }
+
+    private static int lastUnknown(List<String> checks) {
+        return checks.lastIndexOf("[PreStop Hook] Active connections to buildkitd: unknown");
+    }
+
+    private static int openFiles(Hook hook) {
+        return Path.of("/proc", "" + hook.process().pid(), "fd").toFile().list().length;
+    }
+
+    private List<Long> pids() throws IOException {
+        Path file = directory.resolve("pids");
+        return Files.exists(file) ? Files.readAllLines(file).stream().map(Long::valueOf).toList() : List.of();
+    }
+
+    private void assertNoneOfThePidsRuns() throws IOException {
+        List<Long> pids = pids();
+        Hook.waitUntil("none of " + pids + " runs", () -> pids.stream().noneMatch(Tools::running));
+    }
+
+    private void endThePids() throws IOException {
+        pids().stream().filter(Tools::running)
+                .forEach(pid -> ProcessHandle.of(pid).ifPresent(ProcessHandle::destroyForcibly));
+    }
+}

@@ -1,0 +1,403 @@
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.MethodSource;
+
+/** The hook where containers put it: other users, namespaces, closed streams, read-only files. And how it is ended. */
+class PlacesTest {
+
+    private static final String LEAVES = "All build processes seem to have stopped";
+    private static final String SYSTEM_PATH = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+
+    @TempDir
+    private Path directory;
+
+    /** A command, alone on the PATH, and the source that uses it. */
+    enum Source {
+        netstat("netstat", "netstat"), busyboxNetstat("netstat", "busybox"), ss("ss", "ss"), procfs("procfs", null);
+
+        private final String name;
+        private final String command;
+
+        Source(String name, String command) {
+            this.name = name;
+            this.command = command;
+        }
+
+        /** Leaves at the first check that sees nobody. */
+        Map<String, String> environment(int port, Path directory) {
+            Map<String, String> env = Hook.quick(port);
+            env.put("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "0");
+            env.put("DEBUG", "1");
+            env.put("CONNECTION_SOURCE", name);
+            Map<String, Path> links = command == null ? Map.of() : Map.of(name, Tools.require(command));
+            env.put("PATH", Tools.only(directory.resolve("tools"), links));
+            return env;
+        }
+    }
+
+    // ---- Whose connections it sees ---------------------------------------------------------------------------------
+
+    enum Place {
+        anotherUser, anotherUserInAnotherPidNamespace;
+
+        List<String> wrapper() {
+            List<String> wrapper = new ArrayList<>();
+            if (this == anotherUserInAnotherPidNamespace) {
+                wrapper.addAll(List.of(Tools.require("unshare").toString(), "--pid", "--fork", "--mount-proc"));
+            }
+            wrapper.addAll(nobody());
+            return wrapper;
+        }
+    }
+
+    static Stream<Arguments> placesAndSources() {
+        return Stream.of(Place.values())
+                .flatMap(place -> Stream.of(Source.values()).map(source -> Arguments.of(place, source)));
+    }
+
+    /** The sockets are the user's who runs the tests; in a pod, buildkitd's. */
+    @ParameterizedTest
+    @MethodSource("placesAndSources")
+    void aHookThatSeesNoOwnerOfASocketStillWaitsForIt(Place place, Source source) {
+        Tools.requireRoot();
+        Tools.openToEveryone(directory);
+        try (Server server = Server.start(); Server.Connection build = server.connect();
+                Hook hook = Hook.run(everyones(place.wrapper()), source.environment(server.port(), directory))) {
+            awaitChecks(hook, 10);
+            hook.awaitLog("1 connection to port " + server.port() + " from 127.0.0.1:"
+                    + build.client().getLocalPort());
+            assertThat(hook.process().isAlive()).isTrue();
+            build.close();
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.messages("warning")).isEmpty();
+        }
+    }
+
+    enum Network {
+        ipv4Only("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6", "127.0.0.1"),
+        ipv6Only("ip -4 addr flush dev lo", "::1");
+
+        private final String setup;
+        private final String address;
+
+        Network(String setup, String address) {
+            this.setup = setup;
+            this.address = address;
+        }
+    }
+
+    static Stream<Arguments> networksAndSources() {
+        return Stream.of(Network.values())
+                .flatMap(network -> Stream.of(Source.values()).map(source -> Arguments.of(network, source)));
+    }
+
+    @ParameterizedTest
+    @MethodSource("networksAndSources")
+    void itWorksInANetworkWithOneFamilyOfAddresses(Network network, Source source) throws IOException {
+        Tools.requireRoot();
+        Tools.require("ip");
+        Tools.require("busybox");
+        Path buildEnds = directory.resolve("build ends");
+        // Port 1234 is free in a network of one's own. 04D2 is its name in procfs, 0A is LISTEN.
+        String script = String.join("\n",
+                "hook_path=$PATH; " + SYSTEM_PATH,
+                "ip link set lo up",
+                network.setup,
+                "busybox nc -ll -p 1234 -e sleep 1000 &",
+                "until grep -q ':04D2 .* 0A ' /proc/net/tcp /proc/net/tcp6; do sleep 0.05; done",
+                "busybox nc " + network.address + " 1234 -e sleep 1000 & build=$!",
+                "PATH=$hook_path \"$@\" & hook=$!",
+                "until [ -e '" + buildEnds + "' ]; do sleep 0.05; done",
+                "kill $build",
+                "wait $hook");
+        List<String> command = shell(script, "unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child");
+        command.addAll(Hook.javaCommand());
+        try (Hook hook = Hook.run(command, source.environment(1234, directory))) {
+            String address = network == Network.ipv6Only ? "[::1]" : network.address;
+            hook.awaitLog("1 connection to port 1234 from " + address + ":");
+            awaitChecks(hook, 10);
+            assertThat(hook.process().isAlive()).isTrue();
+            Files.createFile(buildEnds);
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.messages("warning")).isEmpty();
+        }
+    }
+
+    @ParameterizedTest
+    @EnumSource(Source.class)
+    void itWarnsOfAPortWhereNothingListensAndLeavesInTheQuietTime(Source source) {
+        int port = 1; // nobody uses it, and no connection gets it by chance
+        Map<String, String> env = source.environment(port, directory);
+        env.put("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "1");
+        try (Hook hook = Hook.start(env)) {
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.messages("warning")).singleElement().asString()
+                    .contains("Nothing listens on port " + port);
+            assertThat(hook.messages("debug")).hasSize(1000 / 20);
+        }
+    }
+
+    // ---- Where it writes -------------------------------------------------------------------------------------------
+
+    @Test
+    void theLogIsAppendedToTheStderrOfPid1InAPod() throws IOException {
+        Tools.requireRoot();
+        Path log = Files.writeString(directory.resolve("log"), "a line of buildkitd\n");
+        try (Server server = Server.start();
+                Hook hook = Hook.run(pid1("exec 2>>'" + log + "'", Hook.javaCommand()), inPod(server.port()))) {
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.err()).isEmpty();
+            assertThat(hook.out()).isEmpty();
+            assertThat(Files.readAllLines(log)).first().isEqualTo("a line of buildkitd");
+            assertThat(Files.readAllLines(log)).last().asString().contains(LEAVES);
+            assertThat(Files.readAllLines(log).stream().skip(1).map(Hook::json)).hasSizeGreaterThan(2);
+        }
+    }
+
+    /** Not opened for appending by PID 1, so that only the hook's own way to open it can save what is there. */
+    @Test
+    void theLogDoesNotOverwriteAFileThatPid1Truncated() throws IOException {
+        Tools.requireRoot();
+        Path log = directory.resolve("log");
+        List<String> command = pid1("exec 2>'" + log + "'; echo a line of buildkitd >&2", Hook.javaCommand());
+        try (Server server = Server.start(); Hook hook = Hook.run(command, inPod(server.port()))) {
+            assertThat(hook.exitCode()).isZero();
+            assertThat(Files.readAllLines(log)).first().isEqualTo("a line of buildkitd");
+            assertThat(Files.readAllLines(log)).last().asString().contains(LEAVES);
+        }
+    }
+
+    static Stream<Arguments> useless() {
+        return Stream.of(
+                Arguments.of("another user's", "exec 2>>/dev/null", true),
+                Arguments.of("a pipe that nobody reads", "exec 2>&4", false),
+                Arguments.of("full", "exec 2>/dev/full", false),
+                Arguments.of("closed", "exec 2>&-", false));
+    }
+
+    @ParameterizedTest(name = "{0}")
+    @MethodSource("useless")
+    void theLogGoesToTheHooksOwnStderrWhenThatOfPid1Is(String name, String setup, boolean otherUser)
+            throws IOException {
+        Tools.requireRoot();
+        Tools.openToEveryone(directory);
+        List<String> command = pid1(setup, otherUser ? everyones(nobody()) : Hook.javaCommand());
+        // 4 is a pipe whose reader has ended when the hook starts
+        List<String> withPipe = shell("exec 3>&1 5>&2\n{ sleep 0.2; \"$@\" >&3 2>&5 4>&6 & wait $!; } 6>&1 | :");
+        withPipe.addAll(command);
+        try (Server server = Server.start(); Hook hook = Hook.run(withPipe, inPod(server.port()))) {
+            hook.awaitLog(LEAVES);
+            hook.exitCode();
+            assertThat(hook.messages("info")).first().asString().contains("Waiting for build processes");
+        }
+    }
+
+    @Test
+    void theLogGoesToTheHooksOwnStderrWhenThatOfPid1IsASocket() {
+        Tools.requireRoot();
+        String busybox = Tools.require("busybox").toString();
+        try (Server server = Server.start(); Server logServer = Server.at("127.0.0.1")) {
+            List<String> command = shell("exec 3>&2; exec " + busybox + " nc 127.0.0.1 " + logServer.port()
+                    // an absolute path, or BusyBox would take its own unshare, which has fewer options
+                    + " -e " + Tools.require("unshare") + " --pid --fork --mount-proc --kill-child"
+                    + " /bin/sh -c '\"$@\" 2>&3 & wait $!' sh \"$@\"");
+            command.addAll(Hook.javaCommand());
+            try (Hook hook = Hook.run(command, inPod(server.port()))) {
+                assertThat(hook.exitCode()).isZero();
+                assertThat(hook.messages("info")).last().asString().contains(LEAVES);
+            }
+        }
+    }
+
+    @Test
+    void aFullPipeThatNobodyReadsDoesNotStopTheWait() throws IOException {
+        Path code = directory.resolve("code");
+        // The reader lives for longer than the hook may, and reads nothing; 64 KiB fill its pipe.
+        List<String> command = shell("{ head -c 65536 /dev/zero; \"$@\" 2>&1; echo $? >'" + code + "'; } | sleep 60");
+        command.addAll(Hook.javaCommand());
+        try (Server server = Server.start(); Hook hook = Hook.run(command, Hook.quick(server.port()))) {
+            Hook.waitUntil("the hook ends", () -> Files.exists(code));
+            assertThat(hook.process().isAlive()).isTrue();
+            assertThat(code).hasContent("0");
+        }
+    }
+
+    @Test
+    void outsideOfAPodTheLogDoesNotGoToPid1() throws IOException {
+        Tools.requireRoot();
+        Path log = Files.createFile(directory.resolve("log"));
+        Map<String, String> env = Hook.quick(1); // nothing listens there
+        try (Hook hook = Hook.run(pid1("exec 2>>'" + log + "'", Hook.javaCommand()), env)) {
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.messages("info")).last().asString().contains(LEAVES);
+            assertThat(log).isEmptyFile();
+        }
+    }
+
+    static Stream<Arguments> streamsAndTools() {
+        return Stream.of(">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full", ">/dev/full 2>&1")
+                .flatMap(streams -> Stream.of("netstat", "ss").map(tool -> Arguments.of(streams, tool)));
+    }
+
+    @ParameterizedTest(name = "{0} {1}")
+    @MethodSource("streamsAndTools")
+    void aLogThatCannotBeWrittenStopsNothing(String streams, String tool) throws IOException {
+        String real = Tools.require(tool).toString();
+        Path looks = Files.createFile(directory.resolve("looks"));
+        Tools.stub(directory.resolve(tool), "echo >> '" + looks + "'; exec " + real + " \"$@\"");
+        try (Server server = Server.start(); Server.Connection build = server.connect()) {
+            Map<String, String> env = Hook.quick(server.port());
+            env.put("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "0");
+            env.put("CONNECTION_SOURCE", tool);
+            env.put("PATH", directory.toString());
+            List<String> command = shell("exec \"$@\" " + streams);
+            command.addAll(Hook.javaCommand());
+            try (Hook hook = Hook.run(command, env)) {
+                Hook.waitUntil("it has looked 10 times",
+                        () -> looks.toFile().length() >= 10 || !hook.process().isAlive());
+                assertThat(hook.process().isAlive()).isTrue();
+                build.close();
+                assertThat(hook.exitCode()).isZero();
+            }
+        }
+    }
+
+    // ---- What it needs ---------------------------------------------------------------------------------------------
+
+    @ParameterizedTest
+    @EnumSource(Source.class)
+    void itNeedsNoFileItCanWriteAndNeitherHomeNorPath(Source source) {
+        Tools.requireRoot();
+        if (source.command != null && !source.command.equals("busybox")) {
+            Tools.require(source.command);
+        }
+        // The test's files are in /tmp, perhaps: they are still there in /mnt. BusyBox is called netstat there.
+        String netstat = source == Source.busyboxNetstat
+                ? "mount --bind " + Tools.require("busybox") + " \"$(readlink -f \"$(command -v netstat)\")\"\n" : "";
+        if (source == Source.busyboxNetstat) {
+            Tools.require("netstat");
+        }
+        String script = String.join("\n", "set -e", SYSTEM_PATH, netstat,
+                "mount --bind '" + directory + "' /mnt",
+                "mount -t tmpfs -o ro none /tmp",
+                "mount -o remount,ro,bind /mnt",
+                "mount -o remount,ro,bind /",
+                "! touch /mnt/x /tmp/x /x /var/x 2>/dev/null",
+                "cd /",
+                "exec env -u PATH -u HOME -u PWD \"$@\"");
+        List<String> command = shell(script, "unshare", "--mount");
+        command.addAll(Tools.javaCommandForEveryone(directory.resolve("jars")).stream()
+                .map(word -> word.replace(directory.toString(), "/mnt")).toList());
+        try (Server server = Server.start(); Server.Connection build = server.connect()) {
+            Map<String, String> env = source.environment(server.port(), directory);
+            env.remove("PATH");
+            try (Hook hook = Hook.run(command, env)) {
+                awaitChecks(hook, 5);
+                build.close();
+                assertThat(hook.exitCode()).isZero();
+                assertThat(hook.messages("warning")).isEmpty();
+            }
+        }
+    }
+
+    // ---- How it is ended -------------------------------------------------------------------------------------------
+
+    static Stream<Arguments> signals() {
+        return Stream.of(Arguments.of("TERM", 143, false), Arguments.of("INT", 130, false),
+                Arguments.of("TERM", 143, true), Arguments.of("INT", 130, true));
+    }
+
+    @ParameterizedTest(name = "SIG{0}, exit code {1}, while a tool hangs: {2}")
+    @MethodSource("signals")
+    void aSignalEndsItAtOnceAndItsToolWithIt(String signal, int exitCode, boolean toolHangs) throws Exception {
+        Path pids = directory.resolve("pids");
+        Tools.stub(directory.resolve("netstat"), SYSTEM_PATH + "\n"
+                + (toolHangs ? "sleep 1000 & echo $! $$ > '" + pids + "'; wait" : "exit 1"));
+        Map<String, String> env = Hook.env("BUILDKITD_PORT", 1, "CHECK_FREQUENCY_MS", 1_000_000,
+                "PATH", directory, "CONNECTION_SOURCE", "netstat");
+        // A shell starts its background jobs, so perhaps these tests, with SIGINT ignored.
+        List<String> wrapper = List.of(Tools.require("env").toString(), "--default-signal=INT");
+        try (Hook hook = Hook.startWith(wrapper, env)) {
+            if (toolHangs) {
+                Hook.waitUntil("the tool hangs", () -> pids.toFile().length() > 0);
+            } else {
+                hook.awaitLog("Cannot tell");
+            }
+            long start = System.nanoTime();
+            new ProcessBuilder("kill", "-" + signal, "" + hook.process().pid()).inheritIO().start().waitFor();
+            assertThat(hook.exitCode()).isEqualTo(exitCode);
+            assertThat(System.nanoTime() - start).isLessThan(4_000_000_000L); // the limit for tools is 5 s
+            if (toolHangs) {
+                for (String pid : Files.readString(pids).strip().split(" ")) {
+                    Hook.waitUntil("the tool is gone", () -> !Tools.running(Long.parseLong(pid)));
+                }
+            }
+        } finally {
+            if (Files.exists(pids)) {
+                Stream.of(Files.readString(pids).strip().split(" ")).map(Long::valueOf).filter(Tools::running)
+                        .forEach(pid -> ProcessHandle.of(pid).ifPresent(ProcessHandle::destroyForcibly));
+            }
+        }
+    }
+
+    // ---- Helpers ---------------------------------------------------------------------------------------------------
+
+    /** The start of a command that becomes an unprivileged user. */
+    private static List<String> nobody() {
+        return List.of(Tools.require("setpriv").toString(), "--reuid", "65534", "--regid", "65534", "--clear-groups");
+    }
+
+    private List<String> everyones(List<String> wrapper) {
+        List<String> command = new ArrayList<>(wrapper);
+        command.addAll(Tools.javaCommandForEveryone(directory.resolve("jars")));
+        return command;
+    }
+
+    /** A command, to which words can be added, that gives them to a script as its arguments. */
+    private static List<String> shell(String script, String... wrapper) {
+        List<String> command = new ArrayList<>(List.of(wrapper));
+        if (wrapper.length > 0) {
+            command.set(0, Tools.require(wrapper[0]).toString());
+        }
+        command.addAll(List.of("/bin/sh", "-c", script, "sh"));
+        return command;
+    }
+
+    /** Runs the command with its own stderr in a PID namespace whose PID 1 is a shell that has done the setup. */
+    private static List<String> pid1(String setup, List<String> command) {
+        // In the background: for a command in the foreground some shells redirect their own stderr meanwhile.
+        List<String> all = shell("exec 3>&2; " + setup + "; \"$@\" 2>&3 & wait $!",
+                "unshare", "--pid", "--fork", "--mount-proc", "--kill-child");
+        all.addAll(command);
+        return all;
+    }
+
+    private static Map<String, String> inPod(int port) {
+        Map<String, String> env = Hook.quick(port);
+        env.put("KUBERNETES_SERVICE_HOST", "10.0.0.1");
+        return env;
+    }
+
+    /** Waits until that many checks have seen one connection; not longer than the hook runs. */
+    private static void awaitChecks(Hook hook, int checks) {
+        Hook.waitUntil(checks + " checks see a connection", () -> !hook.process().isAlive() || seen(hook) >= checks);
+        assertThat(seen(hook)).as("checks that see a connection; the log is " + hook.err())
+                .isGreaterThanOrEqualTo(checks);
+    }
+
+    private static int seen(Hook hook) {
+        return (int) hook.err().stream().filter(line -> line.contains("connections to buildkitd: 1\"")).count();
+    }
+}
