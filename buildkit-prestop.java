@@ -16,6 +16,10 @@
 //
 // It cannot see builds that do not come over this port: buildx's kubernetes driver, kube-pod:// addresses and
 // clients of the unix socket.
+//
+// The options above keep the JVM small, as it runs beside the builds: the serial collector with 1 MB for new objects,
+// the quick compiler alone and only for what is called often, no module but java.base, strings joined without
+// generated classes, and no file in /tmp, which may be read-only.
 
 import java.io.*;
 import java.net.InetAddress;

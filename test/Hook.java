@@ -29,7 +29,7 @@ final class Hook implements AutoCloseable {
     static final Path REPOSITORY = Path.of("").toAbsolutePath();
     static final Path SCRIPT = REPOSITORY.resolve("buildkit-prestop.java");
     /** How long a test waits for what should come at once; long, because machines that run tests are busy. */
-    static final Duration PATIENCE = Duration.ofSeconds(30);
+    static final Duration PATIENCE = Duration.ofSeconds(60);
 
     private static final ObjectMapper JSON = new ObjectMapper();
     private static String classpath;

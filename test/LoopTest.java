@@ -11,8 +11,8 @@ import org.junit.jupiter.params.provider.CsvSource;
 /** When the hook stays, when it leaves, and what it says meanwhile. */
 class LoopTest {
 
-    /** How much later than it should a process may end on a busy machine. */
-    private static final Duration MARGIN = Duration.ofSeconds(3);
+    /** How much later a process may end on a busy machine; that it makes no check too many is what counts. */
+    private static final Duration MARGIN = Duration.ofSeconds(10);
 
     private static Map<String, String> settings(Server server, int checkFrequencyMs, int quietSeconds) {
         return Hook.env("BUILDKITD_PORT", server.port(), "CHECK_FREQUENCY_MS", checkFrequencyMs,

@@ -61,7 +61,7 @@ class SidecarTest {
     private static final String DOCKERFILE = """
             FROM scratch
             COPY busybox /busybox
-            RUN ["/busybox", "sh", "-c", "echo building; /busybox sleep 6; echo built >/result"]
+            RUN ["/busybox", "sh", "-c", "echo building; /busybox sleep 12; echo built >/result"]
             """;
 
     @TempDir

@@ -111,6 +111,21 @@ class SourcesTest {
         }
     }
 
+    @ParameterizedTest
+    @CsvSource({"the language of its table is known, [ \"$LC_ALL\" = C ]",
+        "long addresses are whole, [ \"$1\" = -tanW ]"})
+    void netToolsIsAskedSoThat(String reason, String condition) {
+        String netstat = Tools.require("netstat").toString();
+        Tools.stub(directory.resolve("netstat"), condition + " && exec " + netstat + " \"$@\"\nexit 1\n");
+        Map<String, String> settings = Hook.env("PATH", directory, "LC_ALL", "de_DE.UTF-8",
+                "CONNECTION_SOURCE", "netstat");
+        try (Server server = Server.start(); Server.Connection build = server.connect();
+                Hook hook = Hook.start(settings, "--once", "--port=" + server.port())) {
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.out()).containsExactly("1");
+        }
+    }
+
     @Test
     void agreeThatAPortWhichIsAPartOfAnotherHasNoConnection() {
         try (Server server = serverAtPortOfFiveDigits(); Server.Connection connection = server.connect()) {

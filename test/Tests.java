@@ -48,7 +48,7 @@ class Tests {
                         "WORKER_THREAD_POOL")
                 .configurationParameter("junit.jupiter.execution.parallel.config.strategy", "fixed")
                 .configurationParameter("junit.jupiter.execution.parallel.config.fixed.parallelism", "6")
-                .configurationParameter("junit.jupiter.execution.timeout.default", "60 s")
+                .configurationParameter("junit.jupiter.execution.timeout.default", "150 s")
                 .build();
         SummaryGeneratingListener sum = new SummaryGeneratingListener();
         LauncherFactory.create().execute(request, sum, new Progress());
