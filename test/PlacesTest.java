@@ -7,6 +7,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
+import org.junit.jupiter.api.RepeatedTest;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -350,6 +351,25 @@ class PlacesTest {
                         .forEach(pid -> ProcessHandle.of(pid).ifPresent(ProcessHandle::destroyForcibly));
             }
         }
+    }
+
+    @RepeatedTest(10) // it is a race between the end of the first tool and that of the hook
+    void noToolIsStartedAfterASignal() throws Exception {
+        Path started = directory.resolve("started");
+        for (String tool : List.of("netstat", "ss")) {
+            Tools.stub(directory.resolve(tool), SYSTEM_PATH + "\necho $$ >> '" + started + "'; exec sleep 1000");
+        }
+        List<String> pids;
+        try (Hook hook = Hook.start(Hook.env("BUILDKITD_PORT", 1, "PATH", directory))) {
+            Hook.waitUntil("the first tool hangs", () -> started.toFile().length() > 0);
+            hook.process().destroy();
+            assertThat(hook.exitCode()).isEqualTo(143);
+        } finally {
+            pids = Files.readAllLines(started);
+            pids.stream().skip(1).map(Long::valueOf).filter(Tools::running)
+                    .forEach(pid -> ProcessHandle.of(pid).ifPresent(ProcessHandle::destroyForcibly));
+        }
+        assertThat(pids).hasSize(1);
     }
 
     // ---- Helpers ---------------------------------------------------------------------------------------------------
