@@ -234,7 +234,7 @@ class BuildkitPrestop implements Callable<Integer> {
          */
         void add(long row) {
             int slot = (int) (row & (recent.length - 1));
-            if (recent[slot] != row) {
+            if (count == 0 || recent[slot] != row) { // the first one counts, whatever its hash
                 recent[slot] = row;
                 count++;
             }
@@ -252,8 +252,8 @@ class BuildkitPrestop implements Callable<Integer> {
                 if (seen.count > 0 || seen.listening) {
                     break;
                 }
-                // No connection, but no listener either: so it looks where buildkitd is not, and also to a tool that
-                // sees nothing at all. The others may know better.
+                // Neither a connection nor a listener: that is what a wrong port shows, but also a tool that sees
+                // nothing at all. So the others are asked too.
             } catch (NoSuchFileException e) {
                 missing.put(source, e.getMessage());
             } catch (Throwable e) { // out of memory, threads or file descriptors: whatever it is, it is not quiet
