@@ -164,9 +164,8 @@ class SidecarTest {
         List<String> java = Hook.javaCommand();
         Path picocli = Stream.of(java.get(java.size() - 2).split(":")).map(Path::of)
                 .filter(jar -> jar.getFileName().toString().startsWith("picocli-")).findFirst().orElseThrow();
-        Path home = Path.of(System.getenv().getOrDefault("JBANG_DIR", System.getProperty("user.home") + "/.jbang"));
         List<Path> copies = new ArrayList<>();
-        try (Stream<Path> jars = Files.list(home)) {
+        try (Stream<Path> jars = Files.list(Tools.JBANG_DIR)) {
             jars.filter(jar -> jar.getFileName().toString().startsWith("jbang-cli-")).forEach(copies::add);
         }
         Path repository = jbangDirectory.resolve("repository/info/picocli/picocli")

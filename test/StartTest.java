@@ -85,7 +85,7 @@ class StartTest {
     private static Map<String, String> environment(String path, Server server) {
         Map<String, String> env = Hook.quick(server.port());
         env.put("PATH", path);
-        env.put("HOME", System.getProperty("user.home"));
+        env.put("HOME", Tools.HOME);
         return env;
     }
 
@@ -140,7 +140,7 @@ class StartTest {
                 Path.of("..data/buildkit-prestop.java"));
         Files.setPosixFilePermissions(mounted, PosixFilePermissions.fromString("r--r--r--"));
         Files.setPosixFilePermissions(data, PosixFilePermissions.fromString("r-xr-xr-x"));
-        try (Hook hook = start(List.of(HELPER.toString()), Hook.env("HOME", System.getProperty("user.home")),
+        try (Hook hook = start(List.of(HELPER.toString()), Hook.env("HOME", Tools.HOME),
                 mounted.toString(), "--once")) {
             assertThat(hook.exitCode()).isZero();
             assertThat(hook.out()).containsExactly("0");
@@ -173,7 +173,7 @@ class StartTest {
     @Test
     void waitsWithinAMemoryLimitOf64MbFromAWarmCache() throws IOException {
         Path group = memoryLimited("64M");
-        Map<String, String> env = Hook.env("HOME", System.getProperty("user.home"), "MAX_WAIT_SECONDS", "3");
+        Map<String, String> env = Hook.env("HOME", Tools.HOME, "MAX_WAIT_SECONDS", "3");
         try (Server server = Server.start(); Server.Connection build = server.connect()) {
             env.put("BUILDKITD_PORT", String.valueOf(server.port()));
             try (Hook hook = start(List.of("sh", "-c", "echo $$ > $0/cgroup.procs && exec \"$@\"", group.toString(),
@@ -233,9 +233,8 @@ class StartTest {
                 Files.copy(file, version.resolve(file.getFileName()));
             }
         }
-        Path jbang = Path.of(System.getenv().getOrDefault("JBANG_DIR", System.getProperty("user.home") + "/.jbang"));
         Path kept = Files.createDirectory(home.resolve(".jbang"));
-        try (Stream<Path> files = Files.list(jbang)) {
+        try (Stream<Path> files = Files.list(Tools.JBANG_DIR)) {
             for (Path file : files.filter(file -> file.toString().endsWith("-all.jar")).toList()) {
                 Files.copy(file, kept.resolve(file.getFileName()));
             }
@@ -278,7 +277,7 @@ class StartTest {
 
     @Test
     void theHelperPassesOnWhatJBangItselfPrintsAndItsExitCode() {
-        Map<String, String> env = Hook.env("HOME", System.getProperty("user.home"));
+        Map<String, String> env = Hook.env("HOME", Tools.HOME);
         try (Hook version = start(List.of(HELPER.toString()), env, "--version");
                 Hook wrong = start(List.of(HELPER.toString()), env, "no-such-file.java")) {
             assertThat(version.exitCode()).isZero();

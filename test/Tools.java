@@ -14,6 +14,12 @@ import org.junit.jupiter.api.Assumptions;
 /** The commands that a test needs beside the JDK. Where one is not installed, the test is skipped and says so. */
 final class Tools {
 
+    /** The home directory. Java itself takes the user database's, whatever HOME says. */
+    static final String HOME = System.getenv().getOrDefault("HOME", System.getProperty("user.home"));
+
+    /** Where test/jbang keeps JBang. */
+    static final Path JBANG_DIR = Path.of(System.getenv().getOrDefault("JBANG_DIR", HOME + "/.jbang"));
+
     private Tools() {
     }
 
