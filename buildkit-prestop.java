@@ -618,11 +618,7 @@ class BuildkitPrestop implements Callable<Integer> {
                 // it belongs to another user, or is no file: stderr is left
             }
         }
-        try {
-            new FileOutputStream(FileDescriptor.err).write(line);
-        } catch (IOException e) {
-            // closed, and there is no other place
-        }
+        System.err.write(line, 0, line.length); // where that fails there is no other place
     }
 
     private static String escaped(String text) {
