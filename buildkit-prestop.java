@@ -3,7 +3,7 @@
 //DEPS info.picocli:picocli:4.7.7
 //JAVAC_OPTIONS -XDstringConcat=inline
 //JAVA_OPTIONS -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:CompileThresholdScaling=10 -XX:-UsePerfData
-//JAVA_OPTIONS -Xmx8m -Xmn2m --limit-modules=java.base
+//JAVA_OPTIONS -Xmx32m -Xmn2m --limit-modules=java.base
 
 // buildkit-prestop: a Kubernetes preStop hook that waits for BuildKit's clients before it lets the pod stop.
 //
@@ -19,7 +19,8 @@
 //
 // The options above keep the JVM small, as it runs beside the builds: the serial collector with 2 MB for new objects,
 // the quick compiler alone and only for what is called often, no module but java.base, strings joined without
-// generated classes, and no file in /tmp, which may be read-only.
+// generated classes, and no file in /tmp, which may be read-only. The heap needs 2 MB; 32 are for an environment of
+// megabytes.
 
 import java.io.*;
 import java.net.InetAddress;

@@ -4,6 +4,7 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
@@ -147,6 +148,26 @@ class PlacesTest {
             assertThat(hook.messages("warning")).singleElement().asString()
                     .contains("Nothing listens on port " + port);
             assertThat(hook.messages("debug")).hasSize(1000 / 20);
+        }
+    }
+
+    /** A namespace of some thousand services gives each pod such a one; the kernel allows 2 MB. */
+    @ParameterizedTest
+    @EnumSource(Source.class)
+    void itWaitsWithAnEnvironmentOfMegabytes(Source source) {
+        Map<String, String> env = new HashMap<>();
+        for (int i = 0; i < 20_000; i++) {
+            env.put("SOME_SERVICE_OF_THE_NAMESPACE_" + i + "_PORT_80_TCP_ADDR", "tcp://10.100.200." + i % 256 + ":80");
+        }
+        try (Server server = Server.start(); Server.Connection build = server.connect()) {
+            env.putAll(source.environment(server.port(), directory));
+            try (Hook hook = Hook.start(env)) {
+                awaitChecks(hook, 10);
+                assertThat(hook.process().isAlive()).isTrue();
+                build.close();
+                assertThat(hook.exitCode()).isZero();
+                assertThat(hook.messages("warning")).isEmpty();
+            }
         }
     }
 
