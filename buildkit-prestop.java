@@ -2,8 +2,8 @@
 //JAVA 17+
 //DEPS info.picocli:picocli:4.7.7
 //JAVAC_OPTIONS -XDstringConcat=inline
-//JAVA_OPTIONS -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:CompileThresholdScaling=10 -XX:-UsePerfData
-//JAVA_OPTIONS -Xmx32m -Xmn2m --limit-modules=java.base
+//JAVA_OPTIONS -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:CompileThresholdScaling=100 -XX:-UsePerfData
+//JAVA_OPTIONS -Xmx32m -Xmn1m --limit-modules=java.base
 
 // buildkit-prestop: a Kubernetes preStop hook that waits for BuildKit's clients before it lets the pod stop.
 //
@@ -17,21 +17,23 @@
 // It cannot see builds that do not come over this port: buildx's kubernetes driver, kube-pod:// addresses and
 // clients of the unix socket.
 //
-// The options above keep the JVM small, as it runs beside the builds: the serial collector with 2 MB for new objects,
-// the quick compiler alone and only for what is called often, no module but java.base, strings joined without
-// generated classes, and no file in /tmp, which may be read-only. The heap needs 2 MB; 32 are for an environment of
-// megabytes.
+// The options above keep the JVM small, as it runs beside the builds: the serial collector with 1 MB for new objects,
+// the quick compiler alone and only for the busiest loops, no module but java.base, strings joined without generated
+// classes, and no file in /tmp, which may be read-only. The heap needs 2 MB; 32 are for an environment of megabytes.
 
 import java.io.*;
 import java.net.InetAddress;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.*;
+import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
 import java.text.ParseException;
 import java.time.Instant;
 import java.time.temporal.ChronoUnit;
 import java.util.*;
+import java.util.concurrent.ArrayBlockingQueue;
+import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.Callable;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.locks.ReentrantLock;
@@ -97,10 +99,11 @@ class BuildkitPrestop implements Callable<Integer> {
     @Option(names = "--once", description = "look once, print the number of active connections, exit")
     private boolean once;
 
+    private static final byte[] END = new byte[0];
     private static final Map<String, String> ENVIRONMENT = environment();
     private static final ReentrantLock STARTING = new ReentrantLock();
-    private static final Path TCP = Path.of("/proc/net/tcp");
-    private static final Path TCP6 = Path.of("/proc/net/tcp6");
+    private static final File TCP = new File("/proc/net/tcp");
+    private static final File TCP6 = new File("/proc/net/tcp6");
     private static final long REPORT_EVERY_MS = TimeUnit.MINUTES.toMillis(1);
     private static final long TOOL_TIMEOUT_NANOS = TimeUnit.SECONDS.toNanos(5);
 
@@ -109,7 +112,8 @@ class BuildkitPrestop implements Callable<Integer> {
     private String netstatOptions = "-tanW"; // W: long IPv6 addresses whole; not every BusyBox knows it
     private final Map<Source, String> failures = new EnumMap<>(Source.class);
     private final Set<Source> warned = EnumSet.noneOf(Source.class);
-    private Thread writer = new Thread();
+    private final BlockingQueue<byte[]> unwritten = new ArrayBlockingQueue<>(100);
+    private final Thread writer = new Thread(this::writeAll);
     private boolean portChecked;
     private String reportedCount;
     private long reportedMs;
@@ -132,6 +136,7 @@ class BuildkitPrestop implements Callable<Integer> {
 
     @Override
     public Integer call() throws InterruptedException {
+        startWriter();
         debug |= !ENVIRONMENT.getOrDefault("DEBUG", "").isEmpty();
         for (String message : badEnvironment) {
             log("warning", message);
@@ -139,10 +144,13 @@ class BuildkitPrestop implements Callable<Integer> {
         if (source != Source.auto) {
             sources.retainAll(List.of(source));
         }
-        return once ? printCount() : waitUntilQuiet();
+        int exitCode = once ? printCount() : waitUntilQuiet();
+        unwritten.offer(END);
+        writer.join(1000);
+        return exitCode;
     }
 
-    private int printCount() throws InterruptedException {
+    private int printCount() {
         Connections seen = look();
         warn(seen);
         if (seen == null) {
@@ -177,7 +185,7 @@ class BuildkitPrestop implements Callable<Integer> {
     }
 
     /** Logs each change, and a sign of life every minute. */
-    private void report(Connections seen, long waitedMs) throws InterruptedException {
+    private void report(Connections seen, long waitedMs) {
         warn(seen);
         String count = seen == null ? "unknown" : String.valueOf(seen.count);
         if (debug) {
@@ -192,7 +200,7 @@ class BuildkitPrestop implements Callable<Integer> {
     }
 
     /** Logs what may be wrong although something was seen: a source that failed, and at the start the port. */
-    private void warn(Connections seen) throws InterruptedException {
+    private void warn(Connections seen) {
         if (seen == null) {
             return;
         }
@@ -273,10 +281,10 @@ class BuildkitPrestop implements Callable<Integer> {
         if (source == Source.ss) {
             return run(Format.SS, "ss", "-tan", "sport", "=", ":" + port);
         }
-        List<Path> tables = Files.notExists(TCP6) ? List.of(TCP) : List.of(TCP, TCP6); // no IPv6, no second table
+        boolean noIpv6 = Files.notExists(TCP6.toPath()); // false where it cannot be told
         if (source == Source.netstat) {
-            if (!tables.stream().allMatch(Files::isReadable)) { // BusyBox would show an empty table
-                throw new IOException("no access to " + tables);
+            if (!TCP.canRead() || !noIpv6 && !TCP6.canRead()) { // BusyBox would show an empty table
+                throw new IOException("no access to " + TCP + " and " + TCP6);
             }
             try {
                 return run(Format.NETSTAT, "netstat", netstatOptions);
@@ -289,8 +297,8 @@ class BuildkitPrestop implements Callable<Integer> {
             }
         }
         Connections seen = new Connections();
-        for (Path table : tables) {
-            try (InputStream in = new FileInputStream(table.toFile())) {
+        for (File table : noIpv6 ? List.of(TCP) : List.of(TCP, TCP6)) {
+            try (InputStream in = new FileInputStream(table)) {
                 Format.PROCFS.parse(in::read, port, seen);
             }
         }
@@ -323,10 +331,13 @@ class BuildkitPrestop implements Callable<Integer> {
     }
 
     private static String onPath(String tool) throws NoSuchFileException {
-        return Stream.of(ENVIRONMENT.getOrDefault("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").split(":"))
-                .map(directory -> Path.of(directory, tool))
-                .filter(file -> Files.isExecutable(file) && !Files.isDirectory(file))
-                .findFirst().orElseThrow(() -> new NoSuchFileException(tool + " is not on the PATH")).toString();
+        for (String directory : ENVIRONMENT.getOrDefault("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").split(":")) {
+            File file = new File(directory, tool);
+            if (file.canExecute() && !file.isDirectory()) {
+                return file.getPath();
+            }
+        }
+        throw new NoSuchFileException(tool + " is not on the PATH");
     }
 
     /**
@@ -346,7 +357,7 @@ class BuildkitPrestop implements Callable<Integer> {
                 if (exited) {
                     return -1;
                 }
-                process.waitFor(1, TimeUnit.MILLISECONDS);
+                process.waitFor(5, TimeUnit.MILLISECONDS);
             }
             throw new IOException("no answer in 5 s");
         };
@@ -367,13 +378,13 @@ class BuildkitPrestop implements Callable<Integer> {
      */
     record Format(Pattern heading, int local, int peer, int state, String established, String listen, int radix) {
         static final Format NETSTAT = new Format(Pattern.compile(
-                "Active Internet connections.*|(?<columns>Proto +Recv-Q +Send-Q +Local Address +Foreign Address .*)"),
+                "Active Internet connections|(?<columns>Proto +Recv-Q +Send-Q +Local Address +Foreign Address )"),
                 3, 4, 5, "ESTABLISHED", "LISTEN", 10);
         static final Format SS = new Format(Pattern.compile(
-                "(?<columns>State +Recv-Q +Send-Q +Local Address:Port +Peer Address:Port.*)"),
+                "(?<columns>State +Recv-Q +Send-Q +Local Address:Port +Peer Address:Port)"),
                 3, 4, 0, "ESTAB", "LISTEN", 10);
         static final Format PROCFS = new Format(Pattern.compile(
-                "(?<columns> *sl +local_address +rem(ote)?_address +st .*)"),
+                "(?<columns> *sl +local_address +rem(ote)?_address +st )"),
                 1, 2, 3, "01", "0A", 16);
         private static final int LONGEST_LINE = 4096;
         private static final int COLUMNS = 6;
@@ -387,20 +398,23 @@ class BuildkitPrestop implements Callable<Integer> {
             byte[] buffer = new byte[LONGEST_LINE];
             int filled = 0;
             boolean inRows = false;
+            int[] from = new int[COLUMNS];
+            int[] to = new int[COLUMNS];
             for (int n; (n = in.read(buffer, filled, buffer.length - filled)) > 0; ) {
-                int lineStart = 0;
-                for (int i = filled; i < filled + n; i++) {
-                    if (buffer[i] == '\n') {
-                        if (inRows) {
-                            parseRow(buffer, lineStart, i, port, seen);
-                        } else {
-                            inRows = parseHeading(text(buffer, lineStart, i));
+                filled += n;
+                int start = 0;
+                for (int end; (end = find('\n', buffer, start, filled)) < filled; start = end + 1) {
+                    if (inRows) {
+                        findColumns(buffer, start, end, from, to);
+                        if (!addRow(buffer, from, to, port, seen)) {
+                            throw notATable(text(buffer, start, end));
                         }
-                        lineStart = i + 1;
+                    } else {
+                        inRows = parseHeading(text(buffer, start, end));
                     }
                 }
-                filled += n - lineStart;
-                System.arraycopy(buffer, lineStart, buffer, 0, filled);
+                filled -= start;
+                System.arraycopy(buffer, start, buffer, 0, filled);
             }
             if (!inRows || filled > 0) {
                 throw notATable("the end came too early");
@@ -410,46 +424,56 @@ class BuildkitPrestop implements Callable<Integer> {
         /** Whether the rows come next. */
         private boolean parseHeading(String line) throws ParseException {
             Matcher fields = heading.matcher(line);
-            if (!fields.matches()) {
+            if (!fields.lookingAt()) {
                 throw notATable(line);
             }
             return fields.group("columns") != null;
         }
 
-        /** Works on the bytes: at every check there may be 10,000 rows, and most are of no interest. */
-        private void parseRow(byte[] buffer, int start, int end, int port, Connections seen) throws Exception {
-            int[] from = new int[COLUMNS];
-            int[] to = new int[COLUMNS];
-            int column = 0;
-            for (int i = start; i < end && column < COLUMNS; i++) {
-                if (buffer[i] != ' ') {
-                    from[column] = i;
-                    while (i < end && buffer[i] != ' ') {
-                        i++;
-                    }
-                    to[column++] = i;
+        /** Where the words of a line begin and end; a column that it does not have is empty. */
+        private static void findColumns(byte[] line, int start, int end, int[] from, int[] to) {
+            int i = start;
+            for (int column = 0; column < COLUMNS; column++) {
+                while (i < end && line[i] == ' ') {
+                    i++;
                 }
+                from[column] = i;
+                i = find(' ', line, i, end);
+                to[column] = i;
             }
-            int localPort = port(buffer, from[local], to[local]);
-            int peerPort = port(buffer, from[peer], to[peer]);
-            if (localPort < 0 || peerPort < 0 || to[state] == 0) {
-                throw notATable(text(buffer, start, end));
+        }
+
+        /** False if it is no row. Works on the bytes: at every check there may be 10,000 rows, most of no interest. */
+        private boolean addRow(byte[] line, int[] from, int[] to, int port, Connections seen) throws IOException {
+            int localPort = port(line, from[local], to[local]);
+            int peerPort = port(line, from[peer], to[peer]);
+            if (localPort < 0 || peerPort < 0 || from[state] == to[state]) {
+                return false;
             }
             if (localPort != port) {
-                return;
+                return true;
             }
-            String stateWord = text(buffer, from[state], to[state]);
+            String stateWord = text(line, from[state], to[state]);
             seen.listening |= stateWord.equals(listen);
             if (stateWord.equals(established)) {
                 long hash = 0;
                 for (int i = from[local]; i < to[peer]; i++) {
-                    hash = hash * 1_000_003 + buffer[i];
+                    hash = hash * 1_000_003 + line[i];
                 }
                 seen.add(hash);
                 if (seen.peers.size() < Connections.PEERS_NAMED) {
-                    seen.peers.add(name(text(buffer, from[peer], to[peer])) + ":" + peerPort);
+                    seen.peers.add(name(text(line, from[peer], to[peer])) + ":" + peerPort);
                 }
             }
+            return true;
+        }
+
+        /** Where the byte is; to, if it is not there. */
+        private static int find(char wanted, byte[] buffer, int from, int to) {
+            while (from < to && buffer[from] != wanted) {
+                from++;
+            }
+            return from;
         }
 
         /** The port behind the last colon, 0 where it is written as a star; less than 0 if there is none. */
@@ -589,22 +613,36 @@ class BuildkitPrestop implements Callable<Integer> {
     // ---- The log ---------------------------------------------------------------------------------------------------
 
     /** Logs one line. One that cannot be written is lost, and the wait goes on. */
-    private void log(String level, String message) throws InterruptedException {
+    private void log(String level, String message) {
         String text = logPrefix.isEmpty() ? message : logPrefix + " " + message;
         String line = logFormat == LogFormat.text ? text.replaceAll("\\p{Cntrl}", " ")
                 : "{\"message\": \"" + escaped(text) + "\", \"timestamp\": \""
                         + Instant.now().truncatedTo(ChronoUnit.SECONDS) + "\", \"level\": \"" + level + "\"}";
         byte[] bytes = (line + "\n").getBytes(StandardCharsets.UTF_8);
-        // Writing to a pipe that nobody reads never ends. So it has a thread of its own, and a second to do it.
-        if (!writer.isAlive()) {
-            try {
-                writer = new Thread(() -> write(bytes));
-                writer.setDaemon(true);
-                writer.start();
-                writer.join(1000);
-            } catch (OutOfMemoryError e) { // no more threads
-                write(bytes);
+        if (writer.isAlive()) {
+            unwritten.offer(bytes);
+        } else {
+            write(bytes);
+        }
+    }
+
+    /** Writing to a pipe that nobody reads never ends. So a thread of its own does it. */
+    private void startWriter() {
+        writer.setDaemon(true);
+        try {
+            writer.start();
+        } catch (OutOfMemoryError e) {
+            // no more threads: each line is written at once
+        }
+    }
+
+    private void writeAll() {
+        try {
+            for (byte[] line = unwritten.take(); line != END; line = unwritten.take()) {
+                write(line);
             }
+        } catch (InterruptedException e) {
+            // nobody interrupts it
         }
     }
 
