@@ -110,13 +110,19 @@ class StartTest {
                     Hook hook = start(listening(way), environment(path, server))) {
                 hook.awaitLog("1 connection to port " + server.port());
                 ProcessHandle start = hook.process().toHandle();
-                List<ProcessHandle> all = Stream.concat(Stream.of(start), start.descendants()).toList();
-                // A shell may wait for ./buildkit-prestop.java, as it does for any command. There is no second JVM.
-                List<ProcessHandle> jvms = all.stream()
-                        .filter(process -> process.info().command().orElse("").endsWith("/java")).toList();
-                assertThat(jvms).hasSize(1);
-                ProcessHandle jvm = jvms.get(0);
-                new ProcessBuilder("kill", "-" + signalAndCode[0], String.valueOf(jvm.pid())).start().waitFor();
+                List<ProcessHandle> all = new ArrayList<>();
+                List<ProcessHandle> jvms = new ArrayList<>();
+                // A shell may wait for ./buildkit-prestop.java, as it does for any command. There is no second JVM,
+                // but for the moment in which the child that will be a tool is still a copy of the hook.
+                Hook.waitUntil("there is one JVM", () -> {
+                    all.clear();
+                    Stream.concat(Stream.of(start), start.descendants()).forEach(all::add);
+                    jvms.clear();
+                    all.stream().filter(process -> process.info().command().orElse("").endsWith("/java"))
+                            .forEach(jvms::add);
+                    return jvms.size() == 1;
+                });
+                new ProcessBuilder("kill", "-" + signalAndCode[0], String.valueOf(jvms.get(0).pid())).start().waitFor();
                 assertThat(hook.process().waitFor(10, TimeUnit.SECONDS)).isTrue();
                 assertThat(hook.exitCode()).isEqualTo(signalAndCode[1]);
                 Hook.waitUntil("no process is left", () -> all.stream().noneMatch(ProcessHandle::isAlive));
