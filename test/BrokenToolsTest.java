@@ -287,7 +287,7 @@ class BrokenToolsTest {
             String script = switch (what.split(" ")[0]) {
                 case "unstartable" -> "#!/no/such/interpreter";
                 case "failing" -> "exit 1";
-                default -> "echo garbage; echo garbage; sleep 1000"; // so it is the hook that ends it
+                default -> "echo garbage; echo garbage; exec sleep 1000"; // so it is the hook that ends it
             };
             new Fault(Tool.valueOf(tool), what, script, null, false).install(directory);
         }
