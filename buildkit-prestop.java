@@ -398,23 +398,17 @@ class BuildkitPrestop implements Callable<Integer> {
             byte[] buffer = new byte[LONGEST_LINE];
             int filled = 0;
             boolean inRows = false;
-            int[] from = new int[COLUMNS];
-            int[] to = new int[COLUMNS];
             for (int n; (n = in.read(buffer, filled, buffer.length - filled)) > 0; ) {
                 filled += n;
-                int start = 0;
-                for (int end; (end = find('\n', buffer, start, filled)) < filled; start = end + 1) {
-                    if (inRows) {
-                        findColumns(buffer, start, end, from, to);
-                        if (!addRow(buffer, from, to, port, seen)) {
-                            throw notATable(text(buffer, start, end));
-                        }
-                    } else {
-                        inRows = parseHeading(text(buffer, start, end));
-                    }
+                int done = 0;
+                for (int end; !inRows && (end = endOfLine(buffer, done, filled)) < filled; done = end + 1) {
+                    inRows = parseHeading(text(buffer, done, end));
                 }
-                filled -= start;
-                System.arraycopy(buffer, start, buffer, 0, filled);
+                if (inRows) {
+                    done = addRows(buffer, done, filled, port, seen);
+                }
+                filled -= done;
+                System.arraycopy(buffer, done, buffer, 0, filled);
             }
             if (!inRows || filled > 0) {
                 throw notATable("the end came too early");
@@ -430,47 +424,66 @@ class BuildkitPrestop implements Callable<Integer> {
             return fields.group("columns") != null;
         }
 
-        /** Where the words of a line begin and end; a column that it does not have is empty. */
-        private static void findColumns(byte[] line, int start, int end, int[] from, int[] to) {
+        /** Adds the rows from start on, and returns where the first one begins that is not whole yet. */
+        private int addRows(byte[] buffer, int start, int filled, int port, Connections seen) throws Exception {
+            int[] from = new int[COLUMNS];
+            int[] to = new int[COLUMNS];
+            while (true) {
+                findColumns(buffer, start, filled, from, to);
+                int end = endOfLine(buffer, to[COLUMNS - 1], filled);
+                if (end == filled) {
+                    return start;
+                }
+                if (!addRow(buffer, from, to, port, seen)) {
+                    throw notATable(text(buffer, start, end));
+                }
+                start = end + 1;
+            }
+        }
+
+        /** Where the words of the line at start begin and end; a column that it does not have is empty. */
+        private static void findColumns(byte[] buffer, int start, int filled, int[] from, int[] to) {
             int i = start;
             for (int column = 0; column < COLUMNS; column++) {
-                while (i < end && line[i] == ' ') {
+                while (i < filled && buffer[i] == ' ') {
                     i++;
                 }
                 from[column] = i;
-                i = find(' ', line, i, end);
+                while (i < filled && buffer[i] != ' ' && buffer[i] != '\n') {
+                    i++;
+                }
                 to[column] = i;
             }
         }
 
         /** False if it is no row. Works on the bytes: at every check there may be 10,000 rows, most of no interest. */
-        private boolean addRow(byte[] line, int[] from, int[] to, int port, Connections seen) throws IOException {
-            int localPort = port(line, from[local], to[local]);
-            int peerPort = port(line, from[peer], to[peer]);
+        private boolean addRow(byte[] buffer, int[] from, int[] to, int port, Connections seen) throws IOException {
+            int localPort = port(buffer, from[local], to[local]);
+            int peerPort = port(buffer, from[peer], to[peer]);
             if (localPort < 0 || peerPort < 0 || from[state] == to[state]) {
                 return false;
             }
             if (localPort != port) {
                 return true;
             }
-            String stateWord = text(line, from[state], to[state]);
+            String stateWord = text(buffer, from[state], to[state]);
             seen.listening |= stateWord.equals(listen);
             if (stateWord.equals(established)) {
                 long hash = 0;
                 for (int i = from[local]; i < to[peer]; i++) {
-                    hash = hash * 1_000_003 + line[i];
+                    hash = hash * 1_000_003 + buffer[i];
                 }
                 seen.add(hash);
                 if (seen.peers.size() < Connections.PEERS_NAMED) {
-                    seen.peers.add(name(text(line, from[peer], to[peer])) + ":" + peerPort);
+                    seen.peers.add(name(text(buffer, from[peer], to[peer])) + ":" + peerPort);
                 }
             }
             return true;
         }
 
-        /** Where the byte is; to, if it is not there. */
-        private static int find(char wanted, byte[] buffer, int from, int to) {
-            while (from < to && buffer[from] != wanted) {
+        /** Where the next line feed is; filled, if there is none. */
+        private static int endOfLine(byte[] buffer, int from, int filled) {
+            while (from < filled && buffer[from] != '\n') {
                 from++;
             }
             return from;
