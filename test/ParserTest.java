@@ -427,6 +427,8 @@ class ParserTest {
                     Map.entry("a last row cut off", heading + row + "\n" + row.substring(0, row.length() / 2)),
                     Map.entry("a last row without its newline", heading + row + "\n" + row),
                     Map.entry("a row cut off before its newline", table(format, row.substring(0, 25), row)),
+                    Map.entry("a row cut off before its state",
+                            table(format, row.substring(0, row.indexOf(format.established())), row)),
                     Map.entry("an error message instead of a table", "ss: cannot open netlink socket\n"),
                     Map.entry("an error message before the table", "sh: warning\n" + table(format, row)),
                     Map.entry("an error message between the rows", table(format, row, "read error: I/O error", row)),
