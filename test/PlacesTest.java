@@ -257,6 +257,28 @@ class PlacesTest {
     }
 
     @Test
+    void aPipeThatIsReadSlowlyGetsTheLastLine() throws IOException {
+        String real = Tools.require("ss").toString();
+        Path looked = directory.resolve("looked");
+        Path log = directory.resolve("log");
+        Tools.stub(directory.resolve("ss"), ">'" + looked + "'; exec " + real + " \"$@\"");
+        // The pipe is full when the only look is over, and read a little later.
+        List<String> command = shell("{ head -c 65536 /dev/zero; \"$@\" 2>&1; } |"
+                + " { until [ -e '" + looked + "' ]; do sleep 0.02; done; sleep 0.2; tr -d '\\0' >'" + log + "'; }");
+        command.addAll(Hook.javaCommand());
+        try (Server server = Server.start()) {
+            Map<String, String> env = Hook.quick(server.port());
+            env.put("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "0");
+            env.put("CONNECTION_SOURCE", "ss");
+            env.put("PATH", directory + ":" + System.getenv("PATH"));
+            try (Hook hook = Hook.run(command, env)) {
+                assertThat(hook.exitCode()).isZero();
+                assertThat(Files.readAllLines(log)).last().asString().contains(LEAVES);
+            }
+        }
+    }
+
+    @Test
     void outsideOfAPodTheLogDoesNotGoToPid1() throws IOException {
         Tools.requireRoot();
         Path log = Files.createFile(directory.resolve("log"));
