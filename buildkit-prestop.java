@@ -3,198 +3,175 @@
 //DEPS info.picocli:picocli:4.7.7
 //JAVAC_OPTIONS -XDstringConcat=inline
 //JAVA_OPTIONS -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:CompileThresholdScaling=100 -XX:-UsePerfData
-//JAVA_OPTIONS -Xmx32m -Xmn1m --limit-modules=java.base
+//JAVA_OPTIONS -Xms2m -Xmx32m -Xmn1m --limit-modules=java.se,jdk.management.agent,jdk.unsupported
+//JAVA_OPTIONS -XX:+IgnoreUnrecognizedVMOptions -XX:-UseG1GC -XX:-UseParallelGC -XX:-UseZGC -XX:-UseShenandoahGC
 
 // buildkit-prestop: a Kubernetes preStop hook that waits for BuildKit's clients before it lets the pod stop.
 //
 // BuildKit does not wait for running builds when it gets SIGTERM (https://github.com/moby/buildkit/issues/4090).
 // Kubernetes sends SIGTERM only when the preStop hook has ended, so this hook ends when the builds have.
 //
-// A client is connected to buildkitd's TCP port for as long as it builds. The hook counts these connections again
-// and again, and exits 0 once there was none in so many checks in a row that the quiet time is over. It asks netstat,
-// ss or procfs, whichever works. "Could not look" is never "no connection": then the hook goes on waiting.
+// A client is connected to buildkitd, to its TCP port or to its unix socket, for as long as it builds. The hook counts
+// these connections again and again, and exits 0 once there was none for the quiet time. It asks netstat, ss or procfs,
+// whichever works. "Could not look" is never "no connection": then the hook goes on waiting.
 //
-// It cannot see builds that do not come over this port: buildx's kubernetes driver, kube-pod:// addresses and
-// clients of the unix socket.
-//
-// The options above keep the JVM small, as it runs beside the builds: the serial collector with 1 MB for new objects,
-// the quick compiler alone and only for the busiest loops, no module but java.base, strings joined without generated
-// classes, and no file in /tmp, which may be read-only. The heap needs 2 MB; 32 are for an environment of megabytes.
+// The options above keep the JVM small, as it runs beside the builds: the serial collector with 1 MB for new objects
+// (7.5 MiB less), the quick compiler alone and only for the busiest loops (4 MiB), few of the JDK's modules (2 MiB), no
+// generated classes to join strings, and no file in /tmp, which may be read-only. The heap needs 2 MB; 32 are for an
+// environment of megabytes. The last line is for images whose JAVA_TOOL_OPTIONS name another collector.
 
 import java.io.*;
 import java.net.InetAddress;
-import java.nio.ByteBuffer;
-import java.nio.ByteOrder;
+import java.nio.*;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
-import java.nio.file.NoSuchFileException;
-import java.text.ParseException;
+import java.nio.file.*;
 import java.time.Instant;
 import java.time.temporal.ChronoUnit;
 import java.util.*;
-import java.util.concurrent.ArrayBlockingQueue;
-import java.util.concurrent.BlockingQueue;
-import java.util.concurrent.Callable;
-import java.util.concurrent.TimeUnit;
-import java.util.concurrent.locks.ReentrantLock;
-import java.util.regex.Matcher;
-import java.util.regex.Pattern;
+import java.util.concurrent.*;
+import java.util.regex.*;
 import java.util.stream.Stream;
 import picocli.CommandLine;
 import picocli.CommandLine.*;
-import picocli.CommandLine.Model.ArgSpec;
-import picocli.CommandLine.Model.OptionSpec;
 
 @Command(name = "buildkit-prestop", version = "buildkit-prestop 1.0.0", mixinStandardHelpOptions = true,
         sortOptions = false, showDefaultValues = true,
         description = "Waits until no client has been connected to buildkitd for a while.",
         exitCodeListHeading = "%nExit codes:%n",
         exitCodeList = {"0:quiet long enough (--once: could look)",
-            "1:gave up at MAX_WAIT_SECONDS (--once: could not look)",
-            "2:bad command line"},
+            "1:gave up at MAX_WAIT_SECONDS (--once: could not look)", "2:bad command line"},
         footer = {"", "A flag wins over the environment. A bad flag ends the command. A bad value",
             "in the environment is logged, and the default is used."})
 class BuildkitPrestop implements Callable<Integer> {
 
     // The descriptionKey of an option is the environment variable behind it.
 
-    @Option(names = "--port", descriptionKey = "BUILDKITD_PORT", defaultValue = "1234", converter = Port.class,
-            paramLabel = "PORT",
-            description = "port that buildkitd listens on, 1 to 65535 (BUILDKITD_PORT)")
-    private int port;
-
+    @Option(names = "--port", descriptionKey = "BUILDKITD_PORT", defaultValue = "1234", paramLabel = "PORT",
+            converter = Port.class, description = "port that buildkitd listens on, 1 to 65535 (BUILDKITD_PORT)")
+    int port;
+    @Option(names = "--socket", descriptionKey = "BUILDKITD_SOCKET", defaultValue = "buildkitd.sock",
+            paramLabel = "PATH", description = "unix socket that buildkitd listens on: a path, or the end of one;"
+                    + " empty: look at TCP only (BUILDKITD_SOCKET)")
+    String socket;
     @Option(names = "--check-frequency-ms", descriptionKey = "CHECK_FREQUENCY_MS", defaultValue = "500",
             converter = AtLeastOne.class, paramLabel = "MS",
             description = "time between two checks, at least 1 (CHECK_FREQUENCY_MS)")
-    private int checkFrequencyMs;
-
+    int checkFrequencyMs;
     @Option(names = "--quiet-seconds", descriptionKey = "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS",
-            defaultValue = "10", converter = AtLeastZero.class, paramLabel = "S",
-            description = "how long it must stay quiet, at least 0"
-                    + " (WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS)")
-    private int quietSeconds;
-
+            defaultValue = "10", paramLabel = "S", converter = AtLeastZero.class,
+            description = "how long it must stay quiet, at least 0 (WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS)")
+    int quietSeconds;
     @Option(names = "--max-wait-seconds", descriptionKey = "MAX_WAIT_SECONDS", defaultValue = "0",
-            converter = AtLeastZero.class, paramLabel = "S",
+            paramLabel = "S", converter = AtLeastZero.class,
             description = "give up after this long, so that buildkitd still gets its SIGTERM inside"
                     + " terminationGracePeriodSeconds; 0: no limit (MAX_WAIT_SECONDS)")
-    private int maxWaitSeconds;
-
+    int maxWaitSeconds;
     @Option(names = "--source", descriptionKey = "CONNECTION_SOURCE", defaultValue = "auto", paramLabel = "NAME",
             description = "auto, or only netstat, ss or procfs (CONNECTION_SOURCE)")
-    private Source source;
-
+    Source source;
     @Option(names = "--log-format", descriptionKey = "LOG_FORMAT", defaultValue = "json", paramLabel = "NAME",
             description = "json or text (LOG_FORMAT)")
-    private LogFormat logFormat;
-
+    Log.Format logFormat;
     @Option(names = "--log-prefix", descriptionKey = "LOG_PREFIX", defaultValue = "[PreStop Hook]",
-            paramLabel = "TEXT",
-            description = "put before each message; empty: no prefix (LOG_PREFIX)")
-    private String logPrefix;
-
+            paramLabel = "TEXT", description = "put before each message; empty: no prefix (LOG_PREFIX)")
+    String logPrefix;
     @Option(names = "--debug", description = "log every check (DEBUG: any value that is not empty)")
-    private boolean debug;
-
+    boolean debug;
     @Option(names = "--once", description = "look once, print the number of active connections, exit")
-    private boolean once;
-
-    private static final byte[] END = new byte[0];
-    private static final Map<String, String> ENVIRONMENT = environment();
-    private static final ReentrantLock STARTING = new ReentrantLock();
-    private static final File TCP = new File("/proc/net/tcp");
-    private static final File TCP6 = new File("/proc/net/tcp6");
-    private static final long REPORT_EVERY_MS = TimeUnit.MINUTES.toMillis(1);
-    private static final long TOOL_TIMEOUT_NANOS = TimeUnit.SECONDS.toNanos(5);
+    boolean once;
 
     private final List<String> badEnvironment = new ArrayList<>();
-    private final List<Source> sources = new ArrayList<>(List.of(Source.netstat, Source.ss, Source.procfs));
-    private String netstatOptions = "-tanW"; // W: long IPv6 addresses whole; not every BusyBox knows it
-    private final Map<Source, String> failures = new EnumMap<>(Source.class);
-    private final Set<Source> warned = EnumSet.noneOf(Source.class);
-    private final BlockingQueue<byte[]> unwritten = new ArrayBlockingQueue<>(100);
-    private final Thread writer = new Thread(this::writeAll);
-    private boolean portChecked;
-    private String reportedCount;
+    private final Set<Source> warnedOf = EnumSet.noneOf(Source.class);
+    private boolean listenersChecked;
+    private String reportedCounts;
     private long reportedMs;
+    Sockets sockets;
+    Log log;
 
     public static void main(String... args) {
-        // A tool that hangs when SIGTERM arrives must not outlive the hook, and none may be started after it.
-        Runtime.getRuntime().addShutdownHook(new Thread(() -> {
-            STARTING.lock();
-            kill(ProcessHandle.current().descendants());
-        }));
+        Runtime.getRuntime().addShutdownHook(new Thread(Tool::endAll));
         BuildkitPrestop hook = new BuildkitPrestop();
         System.exit(new CommandLine(hook)
-                .setDefaultValueProvider(hook::fromEnvironment)
                 .setParameterExceptionHandler((badFlag, rest) -> {
                     badFlag.getCommandLine().getErr().println(badFlag.getMessage() + " (see --help)");
                     return 2;
                 })
-                .execute(asUtf8(args)));
+                .execute(Stream.concat(hook.environmentAsFlags(args), Stream.of(args)).toArray(String[]::new)));
     }
 
     @Override
     public Integer call() throws InterruptedException {
-        startWriter();
-        debug |= !ENVIRONMENT.getOrDefault("DEBUG", "").isEmpty();
-        for (String message : badEnvironment) {
-            log("warning", message);
-        }
-        if (source != Source.auto) {
-            sources.retainAll(List.of(source));
-        }
+        // Nobody sees a hook's own stderr; what PID 1 writes there is what kubectl logs shows. --once has a terminal.
+        log = new Log(logFormat, logPrefix, System.getenv("KUBERNETES_SERVICE_HOST") != null && !once);
+        socket = socket.strip().replaceFirst("^unix://", ""); // which addresses of buildkitd begin with
+        sockets = new Sockets(port, socket, source);
+        debug |= !Objects.requireNonNullElse(System.getenv("DEBUG"), "").isEmpty();
+        badEnvironment.forEach(message -> log.add("warning", message));
         int exitCode = once ? printCount() : waitUntilQuiet();
-        unwritten.offer(END);
-        writer.join(1000);
+        log.close();
         return exitCode;
     }
 
     private int printCount() {
-        Connections seen = look();
+        Connections seen = sockets.look();
         warn(seen);
         if (seen == null) {
-            log("warning", describe(null) + ".");
+            log.add("warning", describe(null) + ".");
             return 1;
         }
-        System.out.println(seen.count);
+        System.out.println(seen.count());
         return 0;
     }
 
-    private int waitUntilQuiet() throws InterruptedException {
-        log("info", "Waiting for build processes to finish...");
+    /** Returns the exit code. Where a look gives null it is unknown who is connected, and unknown is not quiet. */
+    int waitUntilQuiet() throws InterruptedException {
+        log.add("info", "Waiting for build processes to finish...");
         long checksNeeded = Math.max(1, (quietSeconds * 1000L + checkFrequencyMs - 1) / checkFrequencyMs);
         long quietChecks = 0;
         long start = System.nanoTime();
+        long quietSince = start;
         while (true) {
-            Connections seen = look();
-            long waitedMs = TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - start);
-            report(seen, waitedMs);
-            quietChecks = seen != null && seen.count == 0 ? quietChecks + 1 : 0;
-            if (quietChecks >= checksNeeded) {
-                log("info", "All build processes seem to have stopped. Exiting now.");
+            Connections seen = null;
+            boolean quiet = false;
+            try {
+                seen = sockets.look();
+                report(seen, millisSince(start));
+                quiet = seen != null && seen.count() == 0;
+            } catch (Throwable e) {
+                // no memory for the report, perhaps: whatever it is, it is not quiet
+            }
+            quietChecks = quiet ? quietChecks + 1 : 0;
+            quietSince = quiet ? quietSince : System.nanoTime();
+            if (quietChecks >= checksNeeded && millisSince(quietSince) >= quietSeconds * 1000L) {
+                log.add("info", "All build processes seem to have stopped. Exiting now.");
                 return 0;
             }
-            long leftMs = maxWaitSeconds == 0 ? Long.MAX_VALUE : maxWaitSeconds * 1000L - waitedMs;
-            if (leftMs <= 0) {
-                log("warning", "Giving up after MAX_WAIT_SECONDS, " + maxWaitSeconds + " s: " + describe(seen) + ".");
+            long leftMs = maxWaitSeconds == 0 ? Long.MAX_VALUE : maxWaitSeconds * 1000L - millisSince(start);
+            Thread.sleep(Math.max(0, Math.min(checkFrequencyMs, leftMs)));
+            if (leftMs < checkFrequencyMs) { // a look after a shorter sleep would be no check
+                log.add("warning", "Giving up after MAX_WAIT_SECONDS, " + maxWaitSeconds + " s: " + describe(seen)
+                        + ".");
                 return 1;
             }
-            Thread.sleep(Math.min(checkFrequencyMs, leftMs));
         }
+    }
+
+    private static long millisSince(long nanoTime) {
+        return TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - nanoTime);
     }
 
     /** Logs each change, and a sign of life every minute. */
     private void report(Connections seen, long waitedMs) {
         warn(seen);
-        String count = seen == null ? "unknown" : String.valueOf(seen.count);
         if (debug) {
-            log("debug", "Active connections to buildkitd: " + count);
+            log.add("debug", "Active connections to buildkitd: " + (seen == null ? "unknown" : seen.count()));
         }
-        boolean nextCheckIsTooLate = waitedMs + checkFrequencyMs > reportedMs + REPORT_EVERY_MS;
-        if (!count.equals(reportedCount) || nextCheckIsTooLate) {
-            log(seen == null ? "warning" : "info", describe(seen) + ". Waited " + waitedMs / 1000 + " s so far.");
-            reportedCount = count;
+        String counts = seen == null ? "unknown" : seen.tcp.size() + " " + seen.unix.size();
+        boolean nextCheckIsTooLate = waitedMs + checkFrequencyMs > reportedMs + 60_000;
+        if (!counts.equals(reportedCounts) || nextCheckIsTooLate) {
+            log.add(seen == null ? "warning" : "info",
+                    describe(seen) + ". Waited " + waitedMs / 1000 + " s so far.");
+            reportedCounts = counts;
             reportedMs = waitedMs;
         }
     }
@@ -204,155 +181,217 @@ class BuildkitPrestop implements Callable<Integer> {
         if (seen == null) {
             return;
         }
-        for (Source source : failures.keySet()) {
-            if (warned.add(source)) {
-                log("warning", "Could not use " + failures.get(source) + ".");
+        for (Source failed : sockets.failures.keySet()) {
+            if (!sockets.missing.contains(failed) && warnedOf.add(failed)) {
+                log.add("warning", "Could not use " + sockets.failures.get(failed) + ".");
             }
         }
-        if (!seen.listening && !portChecked) {
-            log("warning", "Nothing listens on port " + port + ". Is BUILDKITD_PORT right?");
+        if (!listenersChecked && !seen.portListens) {
+            log.add("warning", "Nothing listens on port " + port + (seen.socketListens ? ", only on " + socket : "")
+                    + ". Is BUILDKITD_PORT right?");
         }
-        portChecked = true;
+        listenersChecked = true;
     }
 
     private String describe(Connections seen) {
         if (seen == null) {
-            return "Cannot tell whether clients are connected to port " + port + ": "
-                    + String.join("; ", failures.values());
+            return "Cannot tell whether clients are connected to port " + port
+                    + (socket.isEmpty() ? "" : " or " + socket) + ": " + String.join("; ", sockets.failures.values());
         }
-        int unnamed = seen.count - seen.peers.size();
-        return seen.count + (seen.count == 1 ? " connection" : " connections") + " to port " + port
-                + (seen.count == 0 ? "" : " from " + String.join(", ", seen.peers))
-                + (unnamed == 0 ? "" : " and " + unnamed + " more");
+        int tcp = seen.tcp.size();
+        int unnamed = tcp - seen.peers.size();
+        return tcp + (tcp == 1 ? " connection" : " connections") + " to port " + port
+                + (tcp == 0 ? "" : " from " + String.join(", ", seen.peers))
+                + (unnamed == 0 ? "" : " and " + unnamed + " more")
+                + (socket.isEmpty() ? "" : " and " + seen.unix.size() + " to " + socket);
     }
 
-    // ---- Looking ---------------------------------------------------------------------------------------------------
-
-    /** What one look has seen of buildkitd's port. */
-    static final class Connections {
-        private static final int PEERS_NAMED = 5;
-
-        int count;
-        boolean listening;
-        final Set<String> peers = new LinkedHashSet<>();
-        private final long[] recent = new long[1024];
-
-        /**
-         * Counts a connection; row is a hash of its two ends. When a table grows while it is read, the kernel shows its
-         * last rows once more. They follow close behind, so it is enough to know the latest.
-         */
-        void add(long row) {
-            int slot = (int) (row & (recent.length - 1));
-            if (count == 0 || recent[slot] != row) { // the first one counts, whatever its hash
-                recent[slot] = row;
-                count++;
+    /** The environment's settings, but for those in args, as "--flag=value". Bad ones are warned of later. */
+    private Stream<String> environmentAsFlags(String... args) {
+        List<String> flags = new ArrayList<>();
+        for (Model.OptionSpec option : new CommandLine(this).getCommandSpec().options()) {
+            String variable = option.descriptionKey();
+            boolean wanted = variable != null && Stream.of(args).noneMatch(arg -> arg.startsWith(option.longestName()));
+            String value = wanted ? System.getenv(variable) : null;
+            // Kubernetes itself sets BUILDKITD_PORT to such a value where there is a Service named buildkitd.
+            if (value != null && !(variable.equals("BUILDKITD_PORT") && value.startsWith("tcp://"))) {
+                try {
+                    String flag = option.longestName() + "=" + value;
+                    new CommandLine(new BuildkitPrestop()).parseArgs(flag);
+                    flags.add(flag);
+                } catch (ParameterException e) {
+                    badEnvironment.add("Ignoring " + variable + ", using " + option.defaultValue() + ". "
+                            + e.getMessage() + ".");
+                }
             }
         }
+        return flags.stream();
     }
 
-    /** Asks the sources in turn, those that failed before last. Null when none of them could tell. */
-    private Connections look() {
-        Map<Source, String> missing = new EnumMap<>(Source.class);
+    static class AtLeastZero implements ITypeConverter<Integer> {
+        int least = 0;
+        int most = Integer.MAX_VALUE;
+
+        @Override
+        public Integer convert(String value) {
+            String digits = value.strip();
+            if (digits.matches("\\d{1,10}") && Long.parseLong(digits) >= least && Long.parseLong(digits) <= most) {
+                return Integer.valueOf(digits);
+            }
+            throw new TypeConversionException("'" + value + "' is not a whole number from " + least + " to " + most);
+        }
+    }
+
+    static class AtLeastOne extends AtLeastZero { AtLeastOne() { least = 1; } }
+    static class Port extends AtLeastOne { Port() { most = 65535; } }
+}
+
+// ---- Looking -------------------------------------------------------------------------------------------------------
+
+/** What one look has seen of buildkitd's sockets. */
+class Connections {
+    /** Both ends of each. A set, because the kernel shows rows twice when a table grows while it is read. */
+    final Set<String> tcp = new HashSet<>();
+    /** The inode of buildkitd's end of each. */
+    final Set<String> unix = new HashSet<>();
+    /** The first clients, as address:port. */
+    final Set<String> peers = new LinkedHashSet<>();
+    boolean portListens;
+    boolean socketListens;
+
+    int count() {
+        return tcp.size() + unix.size();
+    }
+}
+
+enum Source { auto, netstat, ss, procfs }
+
+/** The ways of looking at the sockets of one port and one socket file. */
+class Sockets {
+    private static final File TCP = new File("/proc/net/tcp");
+    private static final File TCP6 = new File("/proc/net/tcp6");
+    private static final File UNIX = new File("/proc/net/unix");
+
+    /** Why sources did not work in the last look. */
+    final Map<Source, String> failures = new EnumMap<>(Source.class);
+    /** Those of them that are not installed, which is no fault. */
+    final Set<Source> missing = EnumSet.noneOf(Source.class);
+
+    private final int port;
+    private final String socket;
+    private final List<Source> sources = new ArrayList<>(List.of(Source.netstat, Source.ss, Source.procfs));
+
+    /** The socket is a path, the end of one, or empty: TCP only. The source auto is the first that works. */
+    Sockets(int port, String socket, Source source) {
+        this.port = port;
+        this.socket = socket;
+        if (source != Source.auto) {
+            sources.retainAll(List.of(source));
+        }
+    }
+
+    /** Asks the sources in turn, those that failed before last. Null when they could not tell. */
+    Connections look() {
         failures.clear();
+        missing.clear();
         Connections seen = null;
         for (Source source : List.copyOf(sources)) {
             try {
-                seen = look(source);
-                if (seen.count > 0 || seen.listening) {
-                    break;
+                seen = ask(source);
+                if (seen.count() > 0 || seen.portListens || seen.socketListens) {
+                    return seen;
                 }
-                // Neither a connection nor a listener: that is what a wrong port shows, but also a tool that sees
-                // nothing at all. So the others are asked too.
-            } catch (NoSuchFileException e) {
-                missing.put(source, e.getMessage());
+                // A wrong port looks like this, but so does a source that sees nothing at all: the others are asked.
             } catch (Throwable e) { // out of memory, threads or file descriptors: whatever it is, it is not quiet
                 failures.put(source, source + ": " + Objects.requireNonNullElse(e.getMessage(), e.toString()));
+                if (e instanceof NoSuchFileException) {
+                    missing.add(source);
+                }
                 sources.remove(source);
                 sources.add(source);
             }
         }
-        if (seen == null) {
-            failures.putAll(missing);
-        }
-        return seen;
+        return missing.containsAll(failures.keySet()) ? seen : null;
     }
 
-    private Connections look(Source source) throws Exception {
-        if (source == Source.ss) {
-            return run(Format.SS, "ss", "-tan", "sport", "=", ":" + port);
-        }
-        boolean noIpv6 = Files.notExists(TCP6.toPath()); // false where it cannot be told
-        if (source == Source.netstat) {
-            if (!TCP.canRead() || !noIpv6 && !TCP6.canRead()) { // BusyBox would show an empty table
-                throw new IOException("no access to " + TCP + " and " + TCP6);
+    private Connections ask(Source source) throws Exception {
+        List<File> files = new ArrayList<>(List.of(TCP, TCP6, UNIX));
+        files.removeIf(file -> file == TCP6 && Files.notExists(file.toPath()) || file == UNIX && socket.isEmpty());
+        for (File file : files) {
+            if (!file.canRead()) { // then the tools would show empty tables
+                throw new IOException("no access to " + file);
             }
-            try {
-                return run(Format.NETSTAT, "netstat", netstatOptions);
-            } catch (ParseException e) {
-                if (!e.getMessage().contains("option")) {
-                    throw e;
+        }
+        Tables tables = new Tables(source, port, socket);
+        String options = socket.isEmpty() ? "-tan" : "-tanx";
+        switch (source) {
+            case netstat -> {
+                if (socket.contains(" ")) {
+                    throw new IOException("net-tools shows a path only up to its first blank");
                 }
-                netstatOptions = "-tan";
-                return run(Format.NETSTAT, "netstat", netstatOptions);
+                Tool.run(tables, socket.isEmpty() ? Tables.NETSTAT_TCP : Tables.NETSTAT, "netstat", options);
+            }
+            case ss -> Tool.run(tables, socket.isEmpty() ? Tables.SS_TCP : Tables.SS, "ss", options);
+            default -> {
+                for (File file : files) {
+                    try (InputStream in = new FileInputStream(file)) {
+                        tables.read(in::read, file == UNIX ? Tables.PROCFS_UNIX : Tables.PROCFS_TCP);
+                    }
+                }
             }
         }
-        Connections seen = new Connections();
-        for (File table : noIpv6 ? List.of(TCP) : List.of(TCP, TCP6)) {
-            try (InputStream in = new FileInputStream(table)) {
-                Format.PROCFS.parse(in::read, port, seen);
-            }
-        }
-        return seen;
+        return tables.seen();
     }
+}
 
-    private Connections run(Format format, String... command) throws Exception {
+/** The commands among the sources. */
+class Tool {
+    private static final long TIMEOUT_NANOS = TimeUnit.SECONDS.toNanos(5);
+    private static final Semaphore MAY_START = new Semaphore(1);
+
+    static void run(Tables tables, List<Pattern> headings, String... command) throws Exception {
         command[0] = onPath(command[0]);
         ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
         builder.environment().put("LC_ALL", "C"); // net-tools translates its output
         Process process;
-        STARTING.lock();
+        MAY_START.acquireUninterruptibly();
         try {
             process = builder.start();
         } finally {
-            STARTING.unlock();
+            MAY_START.release();
         }
         try {
-            Connections seen = new Connections();
-            format.parse(outputOf(process), port, seen);
+            tables.read(outputOf(process), headings);
             if (process.exitValue() != 0) {
                 throw new IOException("exit status " + process.exitValue());
             }
-            return seen;
         } finally {
             if (process.isAlive()) {
-                kill(Stream.concat(Stream.of(process.toHandle()), process.descendants()));
+                Stream.concat(process.descendants(), Stream.of(process.toHandle()))
+                        .forEach(ProcessHandle::destroyForcibly);
             }
         }
     }
 
     private static String onPath(String tool) throws NoSuchFileException {
-        for (String directory : ENVIRONMENT.getOrDefault("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").split(":")) {
-            File file = new File(directory, tool);
-            if (file.canExecute() && !file.isDirectory()) {
-                return file.getPath();
-            }
-        }
-        throw new NoSuchFileException(tool + " is not on the PATH");
+        String path = Objects.requireNonNullElse(System.getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin");
+        return Stream.of(path.split(":")).map(directory -> new File(directory, tool))
+                .filter(file -> file.canExecute() && !file.isDirectory()).map(File::getPath)
+                .findFirst().orElseThrow(() -> new NoSuchFileException("not on the PATH"));
     }
 
     /**
      * What the process prints, until it exits; an IOException after 5 s. It never blocks, not even on a pipe that
      * a child of the process holds open.
      */
-    private static Chunks outputOf(Process process) {
+    private static Tables.ByteSource outputOf(Process process) {
         InputStream out = process.getInputStream();
         long start = System.nanoTime();
-        return (buffer, offset, length) -> {
-            while (System.nanoTime() - start < TOOL_TIMEOUT_NANOS) {
+        return buffer -> {
+            while (System.nanoTime() - start < TIMEOUT_NANOS) {
                 boolean exited = !process.isAlive(); // asked before the pipe: then an empty pipe stays empty
-                int ready = out.available();
-                if (ready > 0) {
-                    return out.read(buffer, offset, Math.min(length, ready));
+                if (out.available() > 0) {
+                    return out.read(buffer);
                 }
                 if (exited) {
                     return -1;
@@ -363,325 +402,199 @@ class BuildkitPrestop implements Callable<Integer> {
         };
     }
 
-    private static void kill(Stream<ProcessHandle> processes) {
-        processes.forEach(ProcessHandle::destroyForcibly);
+    /** A tool that hangs when SIGTERM arrives must not outlive the hook, and none may be started after it. */
+    static void endAll() {
+        MAY_START.acquireUninterruptibly();
+        ProcessHandle.current().descendants().forEach(ProcessHandle::destroyForcibly);
+    }
+}
+
+/**
+ * The tables of a source, as netstat(8), ss(8) or proc_pid_net(5) describe them: these headings in this order, rows
+ * behind them, and nothing else.
+ */
+record Tables(Source source, int port, Pattern socket, Connections seen) {
+    static final List<Pattern> NETSTAT = Stream.of(
+            "Active Internet connections.*",
+            "Proto +Recv-Q +Send-Q +Local Address +Foreign Address +State",
+            "Active UNIX domain sockets.*",
+            "Proto +RefCnt +Flags +Type +State +I-Node +Path").map(Pattern::compile).toList();
+    static final List<Pattern> NETSTAT_TCP = NETSTAT.subList(0, 2);
+    static final List<Pattern> SS_TCP = List.of(Pattern.compile(
+            "State +Recv-Q +Send-Q +Local Address:Port +Peer Address:Port *(Process)?"));
+    static final List<Pattern> SS = List.of(Pattern.compile("Netid +" + SS_TCP.get(0)));
+    static final List<Pattern> PROCFS_TCP = List.of(Pattern.compile("sl +local_address +rem(ote)?_address +st .*"));
+    static final List<Pattern> PROCFS_UNIX = List.of(Pattern.compile(
+            "Num +RefCount +Protocol +Flags +Type +St +Inode +Path"));
+
+    // The rows of unix sockets. Their state and path may be missing, and the path may hold blanks.
+    private static final Pattern NETSTAT_ROW = Pattern.compile("unix +\\d+ +\\[[A-Z ]*] +"
+            + "((?<connected>STREAM +CONNECTED)|(?<listening>STREAM +LISTENING)|[A-Z]+( +[A-Z]+)?)"
+            + " +(?<inode>\\d+) *(?<path>.*)", Pattern.DOTALL);
+    private static final Pattern SS_ROW = Pattern.compile(
+            "((?<connected>u_str +ESTAB)|(?<listening>u_str +LISTEN)|u_\\w+ +[A-Z0-9-]+)"
+            + " +\\d+ +\\d+ +(?<path>\\S.*) (?<inode>\\d+) +\\* \\d+", Pattern.DOTALL);
+    private static final Pattern PROCFS_ROW = Pattern.compile("\\S+: \\w{8} \\w{8} "
+            + "((?<connected>\\w{8} 0001 03)|(?<listening>00010000 0001 01)|\\w{8} \\w{4} \\w\\w)"
+            + " +(?<inode>\\d+) ?(?<path>.*)", Pattern.DOTALL);
+
+    private static final Set<String> ESTABLISHED = Set.of("ESTABLISHED", "ESTAB", "01");
+    private static final Set<String> LISTENING = Set.of("LISTEN", "0A");
+    private static final int PEERS_NAMED = 5;
+
+    Tables(Source source, int port, String socket) {
+        // Beyond ASCII all characters are alike, because the C locale has cost the JVM those of BUILDKITD_SOCKET.
+        this(source, port, Pattern.compile("(.*/)?\\Q" + socket.replaceAll("[^ -~]+", "\\\\E[^ -~]+\\\\Q") + "\\E",
+                Pattern.DOTALL), new Connections());
     }
 
-    /** Bytes as InputStream.read(byte[], int, int) gives them. */
-    interface Chunks {
-        int read(byte[] buffer, int offset, int length) throws Exception;
+    /** Bytes as InputStream.read(byte[]) gives them. */
+    interface ByteSource {
+        int read(byte[] buffer) throws Exception;
     }
 
-    /**
-     * How each source writes its table, see netstat(8), ss(8) and Documentation/networking/proc_net_tcp.rst of Linux:
-     * a heading, then nothing but rows. Columns are counted from 0.
-     */
-    record Format(Pattern heading, int local, int peer, int state, String established, String listen, int radix) {
-        static final Format NETSTAT = new Format(Pattern.compile(
-                "Active Internet connections|(?<columns>Proto +Recv-Q +Send-Q +Local Address +Foreign Address )"),
-                3, 4, 5, "ESTABLISHED", "LISTEN", 10);
-        static final Format SS = new Format(Pattern.compile(
-                "(?<columns>State +Recv-Q +Send-Q +Local Address:Port +Peer Address:Port)"),
-                3, 4, 0, "ESTAB", "LISTEN", 10);
-        static final Format PROCFS = new Format(Pattern.compile(
-                "(?<columns> *sl +local_address +rem(ote)?_address +st )"),
-                1, 2, 3, "01", "0A", 16);
-        private static final int LONGEST_LINE = 4096;
-        private static final int COLUMNS = 6;
-
-        /**
-         * Adds to seen what the table tells of the local port.
-         *
-         * @throws ParseException if it is not a whole table
-         */
-        void parse(Chunks in, int port, Connections seen) throws Exception {
-            byte[] buffer = new byte[LONGEST_LINE];
-            int filled = 0;
-            boolean inRows = false;
-            for (int n; (n = in.read(buffer, filled, buffer.length - filled)) > 0; ) {
-                filled += n;
-                int done = 0;
-                for (int end; !inRows && (end = endOfLine(buffer, done, filled)) < filled; done = end + 1) {
-                    inRows = parseHeading(text(buffer, done, end));
+    /** Throws an IOException if this is anything but tables with these headings, whole to the end. */
+    void read(ByteSource in, List<Pattern> headings) throws Exception {
+        Deque<Pattern> missing = new ArrayDeque<>(headings);
+        byte[] chunk = new byte[4096]; // small, because the tables of 10,000 connections are megabytes
+        String rest = "";
+        for (int n; rest.length() < chunk.length && (n = in.read(chunk)) > 0; ) {
+            String[] lines = (rest + new String(chunk, 0, n, StandardCharsets.ISO_8859_1)).split("\n", -1);
+            rest = lines[lines.length - 1];
+            for (int i = 0; i < lines.length - 1; i++) {
+                String line = lines[i].strip();
+                if (!missing.isEmpty() && missing.element().matcher(line).matches()) {
+                    missing.remove();
+                } else if (missing.size() == headings.size() || !addRow(line)) {
+                    throw new IOException(String.format("not a socket table: %.100s", line));
                 }
-                if (inRows) {
-                    done = addRows(buffer, done, filled, port, seen);
-                }
-                filled -= done;
-                System.arraycopy(buffer, done, buffer, 0, filled);
-            }
-            if (!inRows || filled > 0) {
-                throw notATable("the end came too early");
             }
         }
-
-        /** Whether the rows come next. */
-        private boolean parseHeading(String line) throws ParseException {
-            Matcher fields = heading.matcher(line);
-            if (!fields.lookingAt()) {
-                throw notATable(line);
-            }
-            return fields.group("columns") != null;
-        }
-
-        /** Adds the rows from start on, and returns where the first one begins that is not whole yet. */
-        private int addRows(byte[] buffer, int start, int filled, int port, Connections seen) throws Exception {
-            int[] from = new int[COLUMNS];
-            int[] to = new int[COLUMNS];
-            while (true) {
-                findColumns(buffer, start, filled, from, to);
-                int end = endOfLine(buffer, to[COLUMNS - 1], filled);
-                if (end == filled) {
-                    return start;
-                }
-                if (!addRow(buffer, from, to, port, seen)) {
-                    throw notATable(text(buffer, start, end));
-                }
-                start = end + 1;
-            }
-        }
-
-        /** Where the words of the line at start begin and end; a column that it does not have is empty. */
-        private static void findColumns(byte[] buffer, int start, int filled, int[] from, int[] to) {
-            int i = start;
-            for (int column = 0; column < COLUMNS; column++) {
-                while (i < filled && buffer[i] == ' ') {
-                    i++;
-                }
-                from[column] = i;
-                while (i < filled && buffer[i] != ' ' && buffer[i] != '\n') {
-                    i++;
-                }
-                to[column] = i;
-            }
-        }
-
-        /** False if it is no row. Works on the bytes: at every check there may be 10,000 rows, most of no interest. */
-        private boolean addRow(byte[] buffer, int[] from, int[] to, int port, Connections seen) throws IOException {
-            int localPort = port(buffer, from[local], to[local]);
-            int peerPort = port(buffer, from[peer], to[peer]);
-            if (localPort < 0 || peerPort < 0 || from[state] == to[state]) {
-                return false;
-            }
-            if (localPort != port) {
-                return true;
-            }
-            String stateWord = text(buffer, from[state], to[state]);
-            seen.listening |= stateWord.equals(listen);
-            if (stateWord.equals(established)) {
-                long hash = 0;
-                for (int i = from[local]; i < to[peer]; i++) {
-                    hash = hash * 1_000_003 + buffer[i];
-                }
-                seen.add(hash);
-                if (seen.peers.size() < Connections.PEERS_NAMED) {
-                    seen.peers.add(name(text(buffer, from[peer], to[peer])) + ":" + peerPort);
-                }
-            }
-            return true;
-        }
-
-        /** Where the next line feed is; filled, if there is none. */
-        private static int endOfLine(byte[] buffer, int from, int filled) {
-            while (from < filled && buffer[from] != '\n') {
-                from++;
-            }
-            return from;
-        }
-
-        /** The port behind the last colon, 0 where it is written as a star; less than 0 if there is none. */
-        private int port(byte[] buffer, int from, int to) {
-            int start = to;
-            while (start > from && buffer[start - 1] != ':') {
-                start--;
-            }
-            if (start == from || start == to) {
-                return -1;
-            }
-            if (start == to - 1 && buffer[start] == '*') {
-                return 0;
-            }
-            int port = 0;
-            for (int i = start; i < to; i++) {
-                int digit = Character.digit(buffer[i], radix);
-                if (digit < 0 || port > 0xFFFF) {
-                    return -1;
-                }
-                port = port * radix + digit;
-            }
-            return port;
-        }
-
-        /** The address as people write it, 10.0.0.7 or [2001:db8::7], whatever way the source writes it. */
-        private String name(String end) throws IOException {
-            String address = end.substring(0, end.lastIndexOf(':'));
-            if (this == PROCFS) {
-                ByteBuffer bytes = ByteBuffer.allocate(address.length() / 2).order(ByteOrder.nativeOrder());
-                for (int i = 0; i < address.length(); i += 8) {
-                    bytes.putInt(Integer.parseUnsignedInt(address, i, i + 8, 16));
-                }
-                address = InetAddress.getByAddress(bytes.array()).getHostAddress();
-                for (int zeros = 8; zeros > 1 && !address.contains("::"); zeros--) {
-                    address = address.replaceFirst("(^|:)0(:0){" + (zeros - 1) + "}(:|$)", "::");
-                }
-            }
-            address = address.replaceAll("[\\[\\]]", "").replaceFirst("^::ffff:(?=.*\\.)", "");
-            return address.contains(":") ? "[" + address + "]" : address;
-        }
-
-        private static String text(byte[] buffer, int from, int to) {
-            return new String(buffer, from, to - from, StandardCharsets.ISO_8859_1);
-        }
-
-        private static ParseException notATable(String found) {
-            return new ParseException("not a socket table: " + found.substring(0, Math.min(found.length(), 100)), 0);
+        if (!rest.isEmpty() || !missing.isEmpty()) {
+            throw new IOException("not a socket table: the end came too early");
         }
     }
 
-    // ---- Settings --------------------------------------------------------------------------------------------------
-
-    enum Source { auto, netstat, ss, procfs }
-
-    enum LogFormat { json, text }
-
-    static final class Port extends WholeNumber { Port() { super(1, 65535); } }
-
-    static final class AtLeastOne extends WholeNumber { AtLeastOne() { super(1, Integer.MAX_VALUE); } }
-
-    static final class AtLeastZero extends WholeNumber { AtLeastZero() { super(0, Integer.MAX_VALUE); } }
-
-    abstract static class WholeNumber implements ITypeConverter<Integer> {
-        private final int least;
-        private final int most;
-
-        WholeNumber(int least, int most) {
-            this.least = least;
-            this.most = most;
-        }
-
-        @Override
-        public Integer convert(String value) {
-            try {
-                int number = Integer.parseInt(value.strip());
-                if (number >= least && number <= most) {
-                    return number;
-                }
-            } catch (NumberFormatException e) {
-                // as bad as a number out of range
-            }
-            throw new TypeConversionException("'" + value + "' is not a whole number from " + least + " to " + most);
-        }
-    }
-
-    /** The option's value in the environment. Null, where it is unset or bad, makes picocli use the default. */
-    private String fromEnvironment(ArgSpec option) {
-        String value = ENVIRONMENT.get(option.descriptionKey());
-        if (value == null) {
-            return null;
+    /** Adds what the row tells. False: it is no row. */
+    private boolean addRow(String line) throws IOException {
+        String[] words = {"", "", "", "", "", ""};
+        StringTokenizer rest = new StringTokenizer(line, " ");
+        for (int i = 0; i < words.length && rest.hasMoreTokens(); i++) {
+            words[i] = rest.nextToken();
         }
         try {
-            if (option.type() != String.class) { // any text is good; for the others it is what the flag allows
-                new CommandLine(new BuildkitPrestop()).parseArgs(((OptionSpec) option).longestName() + "=" + value);
+            return switch (source) {
+                // Proto Recv-Q Send-Q Local-Address Foreign-Address State
+                case netstat -> line.startsWith("tcp") ? addTcp(words[3], words[4], words[5])
+                        : addUnix(NETSTAT_ROW.matcher(line));
+                // Netid State Recv-Q Send-Q Local-Address:Port Peer-Address:Port, the first not where it is TCP only
+                case ss -> line.startsWith("u_") ? addUnix(SS_ROW.matcher(line))
+                        : line.startsWith("tcp") ? addTcp(words[4], words[5], words[1])
+                        : addTcp(words[3], words[4], words[0]);
+                // sl local_address rem_address st
+                default -> words[1].contains(":") ? addTcp(words[1], words[2], words[3])
+                        : addUnix(PROCFS_ROW.matcher(line));
+            };
+        } catch (IndexOutOfBoundsException | NumberFormatException e) {
+            return false; // too few words, or no port in an address
+        }
+    }
+
+    private boolean addTcp(String local, String peer, String state) throws IOException {
+        if (portOf(local) != port) {
+            return portOf(peer) >= 0 && !state.isEmpty();
+        }
+        seen.portListens |= LISTENING.contains(state);
+        if (ESTABLISHED.contains(state) && seen.tcp.add(local + " " + peer) && seen.peers.size() < PEERS_NAMED) {
+            seen.peers.add(nameOf(peer) + ":" + portOf(peer));
+        }
+        return portOf(peer) >= 0 && state.matches("[A-Z0-9_-]+");
+    }
+
+    private boolean addUnix(Matcher row) {
+        boolean isRow = row.matches();
+        if (isRow && socket.matcher(row.group("path")).matches()) {
+            seen.socketListens |= row.group("listening") != null;
+            if (row.group("connected") != null) {
+                seen.unix.add(row.group("inode"));
             }
-            return value.replace("$", "$$"); // picocli would replace ${...}
-        } catch (ParameterException e) {
-            badEnvironment.add("Ignoring " + option.descriptionKey() + ", using " + option.defaultValue() + ". "
-                    + e.getMessage() + ".");
-            return null;
         }
+        return isRow;
     }
 
-    private static Map<String, String> environment() {
-        Map<String, String> environment = new HashMap<>(System.getenv());
-        for (String entry : utf8("environ")) {
-            String[] parts = entry.split("=", 2);
-            environment.put(parts[0], parts[parts.length - 1]);
-        }
-        return environment;
+    /** The port behind the last colon, 0 where it is written as a star. An exception where there is none. */
+    private int portOf(String end) {
+        String port = end.substring(end.lastIndexOf(':')); // with its colon
+        return port.equals(":*") ? 0 : Integer.parseInt(port, 1, port.length(), source == Source.procfs ? 16 : 10);
     }
 
-    private static String[] asUtf8(String[] args) {
-        String[] commandLine = utf8("cmdline");
-        int first = commandLine.length - 1 - args.length;
-        for (int i = 0; i < args.length; i++) {
-            if (args[i].contains("\uFFFD") && first + i > 0) {
-                args[i] = commandLine[first + i];
+    /** The address as people write it, 10.0.0.7 or [2001:db8::7], whatever way the source writes it. */
+    private String nameOf(String end) throws IOException {
+        String address = end.substring(0, end.lastIndexOf(':'));
+        if (source == Source.procfs) { // in words of 32 bits, see Documentation/networking/proc_net_tcp.rst of Linux
+            ByteBuffer bytes = ByteBuffer.allocate(address.length() / 2).order(ByteOrder.nativeOrder());
+            for (int i = 0; i < address.length(); i += 8) {
+                bytes.putInt(Integer.parseUnsignedInt(address, i, i + 8, 16));
             }
+            address = InetAddress.getByAddress(bytes.array()).getHostAddress()
+                    .replaceFirst("(^|:)0(:0)+(:|$)", "::");
         }
-        return args;
+        address = address.replaceAll("[\\[\\]]", "").replaceFirst("^::ffff:(?=.*\\.)", "");
+        return address.contains(":") ? "[" + address + "]" : address;
+    }
+}
+
+// ---- The log -------------------------------------------------------------------------------------------------------
+
+/**
+ * Writes lines where they can be seen. Writing to a pipe that nobody reads never ends, so a thread of its own does it:
+ * up to 100 lines wait for it, and those that cannot be written are lost.
+ */
+record Log(Format format, String prefix, boolean toPid1, ExecutorService writer) {
+    enum Format { json, text }
+
+    private static final Path STDERR_OF_PID_1 = Path.of("/proc/1/fd/2");
+
+    Log(Format format, String prefix, boolean toPid1) {
+        this(format, prefix, toPid1, new ThreadPoolExecutor(1, 1, 0, TimeUnit.SECONDS, new ArrayBlockingQueue<>(100),
+                new ThreadPoolExecutor.DiscardPolicy()));
     }
 
-    /**
-     * The NUL-terminated strings of /proc/self/environ or cmdline, see proc(5), then an empty one. Where the locale
-     * is C, as in most containers, the JVM's own copies have lost every character that is not ASCII.
-     */
-    private static String[] utf8(String file) {
-        try (InputStream in = new FileInputStream("/proc/self/" + file)) {
-            return new String(in.readAllBytes(), StandardCharsets.UTF_8).split("\0", -1);
-        } catch (IOException e) {
-            return new String[0];
-        }
-    }
-
-    // ---- The log ---------------------------------------------------------------------------------------------------
-
-    /** Logs one line. One that cannot be written is lost, and the wait goes on. */
-    private void log(String level, String message) {
-        String text = logPrefix.isEmpty() ? message : logPrefix + " " + message;
-        String line = logFormat == LogFormat.text ? text.replaceAll("\\p{Cntrl}", " ")
+    void add(String level, String message) {
+        String text = prefix.isEmpty() ? message : prefix + " " + message;
+        String line = format == Format.text ? text.replaceAll("\\p{Cntrl}", " ")
                 : "{\"message\": \"" + escaped(text) + "\", \"timestamp\": \""
                         + Instant.now().truncatedTo(ChronoUnit.SECONDS) + "\", \"level\": \"" + level + "\"}";
-        byte[] bytes = (line + "\n").getBytes(StandardCharsets.UTF_8);
-        if (writer.isAlive()) {
-            unwritten.offer(bytes);
-        } else {
-            write(bytes);
-        }
-    }
-
-    /** Writing to a pipe that nobody reads never ends. So a thread of its own does it. */
-    private void startWriter() {
-        writer.setDaemon(true);
         try {
-            writer.start();
+            writer.execute(() -> write((line + "\n").getBytes(StandardCharsets.UTF_8)));
         } catch (OutOfMemoryError e) {
-            // no more threads: each line is written at once
+            // there can be no thread for it: without its log the hook still waits
         }
-    }
-
-    private void writeAll() {
-        try {
-            for (byte[] line = unwritten.take(); line != END; line = unwritten.take()) {
-                write(line);
-            }
-        } catch (InterruptedException e) {
-            // nobody interrupts it
-        }
-    }
-
-    /** Writes where it can be seen. */
-    private void write(byte[] line) {
-        // Nobody sees a hook's own stderr; what PID 1 writes there is what kubectl logs shows. --once has a terminal.
-        if (ENVIRONMENT.containsKey("KUBERNETES_SERVICE_HOST") && !once) {
-            try (FileOutputStream pid1 = new FileOutputStream("/proc/1/fd/2", true)) {
-                pid1.write(line);
-                return;
-            } catch (IOException e) {
-                // it belongs to another user, or is no file: stderr is left
-            }
-        }
-        System.err.write(line, 0, line.length); // where that fails there is no other place
     }
 
     private static String escaped(String text) {
-        StringBuilder json = new StringBuilder();
-        for (char c : text.toCharArray()) {
-            if (c < ' ') {
-                json.append(String.format("\\u%04x", (int) c));
-            } else {
-                json.append(c == '"' || c == '\\' ? "\\" : "").append(c);
+        return Pattern.compile("[\"\\\\\\x00-\\x1F]").matcher(text)
+                .replaceAll(special -> String.format("\\\\u%04x", (int) special.group().charAt(0)));
+    }
+
+    /** Waits until all is written, at most 1 s. */
+    void close() throws InterruptedException {
+        writer.shutdown();
+        writer.awaitTermination(1, TimeUnit.SECONDS);
+    }
+
+    private void write(byte[] line) {
+        if (toPid1) {
+            try (OutputStream out = new FileOutputStream(STDERR_OF_PID_1.toFile(), true)) {
+                // With shareProcessNamespace PID 1 is "pause", and what it gets is seen nowhere.
+                if (!Files.readSymbolicLink(STDERR_OF_PID_1).endsWith("null")) {
+                    out.write(line);
+                    return;
+                }
+            } catch (IOException e) {
+                // it belongs to another user, or is no file: the hook's own stderr is left
             }
         }
-        return json.toString();
+        System.err.write(line, 0, line.length); // where that fails there is no other place
     }
 }

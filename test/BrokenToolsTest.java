@@ -1,6 +1,7 @@
 import static org.assertj.core.api.Assertions.assertThat;
 
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
@@ -25,6 +26,7 @@ class BrokenToolsTest {
     /** The tables that stubs print are about this port. Nothing uses it really, so real sources see nothing of it. */
     private static final int PORT = 1;
     private static final String PEER = "10.9.8.7:4711";
+    private static final String SOCKET = "prestop-stub.sock";
     private static final String LEAVES = "All build processes seem to have stopped";
 
     @TempDir
@@ -34,29 +36,47 @@ class BrokenToolsTest {
 
     /** How each tool writes what a stub says for it. */
     enum Tool {
-        netstat("Proto Recv-Q Send-Q Local Address           Foreign Address         State      ",
+        netstat("Active Internet connections (servers and established)\n"
+                + "Proto Recv-Q Send-Q Local Address           Foreign Address         State      ",
                 "tcp6       0      0 :::%d                   :::*                    LISTEN     ",
-                "tcp        0      0 127.0.0.1:%d            %s           ESTABLISHED"),
-        ss("State     Recv-Q Send-Q Local Address:Port Peer Address:Port Process",
-                "LISTEN    0      4096               *:%d             *:*          ",
-                "ESTAB     0      0          127.0.0.1:%d            %s          ");
+                "tcp        0      0 127.0.0.1:%d            %s           ESTABLISHED",
+                "Active UNIX domain sockets (servers and established)\n"
+                + "Proto RefCnt Flags       Type       State         I-Node   Path",
+                "unix  3      [ ]         STREAM     CONNECTED     4711     /run/stub/prestop-stub.sock"),
+        ss("Netid State     Recv-Q Send-Q Local Address:Port Peer Address:Port Process",
+                "tcp   LISTEN    0      4096               *:%d             *:*          ",
+                "tcp   ESTAB     0      0          127.0.0.1:%d            %s          ", "",
+                "u_str ESTAB     0      0      /run/stub/prestop-stub.sock 4711 * 4712");
 
         private final String heading;
         private final String listener;
         private final String connection;
+        private final String unixHeading;
+        private final String unixConnection;
 
-        Tool(String heading, String listener, String connection) {
+        Tool(String heading, String listener, String connection, String unixHeading, String unixConnection) {
             this.heading = heading;
             this.listener = listener;
             this.connection = connection;
+            this.unixHeading = unixHeading;
+            this.unixConnection = unixConnection;
+        }
+
+        /** A script that prints both tables, with these rows of TCP and of unix sockets. */
+        String tables(String tcpRows, String unixRows) {
+            return print(heading) + tcpRows + (unixHeading.isEmpty() ? "" : print(unixHeading)) + unixRows;
         }
 
         String quiet(int port) {
-            return print(heading) + print(listener.formatted(port));
+            return tables(print(listener.formatted(port)), "");
         }
 
         String busy(int port) {
-            return quiet(port) + print(connection.formatted(port, PEER));
+            return tables(print(listener.formatted(port)) + print(connection.formatted(port, PEER)), "");
+        }
+
+        String busyOnUnix(int port) {
+            return tables(print(listener.formatted(port)), print(unixConnection));
         }
     }
 
@@ -111,8 +131,15 @@ class BrokenToolsTest {
                 new Fault(tool, "prints garbage", "printf '\\001\\377\\0\\n\\n\\n'", "not a socket table", false),
                 new Fault(tool, "prints half a table", table + "printf '" + tool.listener.substring(0, 20) + "'",
                         "not a socket table", false),
+                new Fault(tool, "prints half a table of unix sockets", table + "printf '"
+                        + tool.unixConnection.substring(0, 40) + "'", "not a socket table", false),
                 new Fault(tool, "prints half a heading", "printf '" + tool.heading.substring(0, 20) + "'",
                         "not a socket table", false),
+                new Fault(tool, "leaves out the unix sockets", (print(tool.heading) + print(tool.listener
+                        .formatted(PORT))).replace("Netid ", "").replace("tcp   LISTEN", "LISTEN"),
+                        "not a socket table", false),
+                new Fault(tool, "prints an unknown row of a unix socket", table + print(tool.unixConnection
+                        .replace("ESTAB", "?").replace("CONNECTED", "?")), "not a socket table", false),
                 new Fault(tool, "prints rows without a heading", print(tool.listener.formatted(PORT)),
                         "not a socket table", false),
                 new Fault(tool, "complains beside a table", table + "echo 'no support for AF INET6' >&2",
@@ -163,12 +190,14 @@ class BrokenToolsTest {
             hook.awaitLog("Cannot tell");
             assertThat(hook.process().isAlive()).isTrue();
             assertThat(hook.messages("warning")).singleElement().asString()
-                    .contains("Cannot tell whether clients are connected to port " + PORT)
-                    .contains(fault.reason == null ? fault.tool + " is not on the PATH" : fault.reason);
+                    .contains("Cannot tell whether clients are connected to port " + PORT + " or " + SOCKET + ": ")
+                    .contains(fault.reason == null ? fault.tool + ": not on the PATH" : fault.reason);
 
             Tools.stub(directory.resolve(fault.tool.name()), fault.tool.busy(PORT));
-            hook.awaitLog("1 connection to port " + PORT + " from " + PEER);
+            hook.awaitLog("1 connection to port " + PORT + " from " + PEER + " and 0 to " + SOCKET);
             assertNoneOfThePidsRuns();
+            Tools.stub(directory.resolve(fault.tool.name()), fault.tool.busyOnUnix(PORT));
+            hook.awaitLog("0 connections to port " + PORT + " and 1 to " + SOCKET);
             Tools.stub(directory.resolve(fault.tool.name()), fault.tool.quiet(PORT));
             assertThat(hook.exitCode()).isZero();
             assertThat(hook.messages("info")).last().asString().contains(LEAVES);
@@ -181,13 +210,30 @@ class BrokenToolsTest {
     @ParameterizedTest
     @EnumSource(Tool.class)
     void aToolThatIsBlindForConnectionsAndListenersIsNotBelieved(Tool tool) {
-        Tools.stub(directory.resolve(tool.name()), print(tool.heading));
+        Tools.stub(directory.resolve(tool.name()), tool.tables("", ""));
         try (Server server = Server.start(); Server.Connection build = server.connect();
                 Hook hook = hook(server.port(), "auto")) {
             awaitChecks(hook, "1", 10);
             build.close();
             assertThat(hook.exitCode()).isZero();
             assertThat(hook.messages("warning")).isEmpty();
+        }
+    }
+
+    @ParameterizedTest
+    @EnumSource(Tool.class)
+    void aBlindToolIsNotBelievedWhileAnotherSourceFails(Tool blind) {
+        Tool failing = blind == Tool.ss ? Tool.netstat : Tool.ss;
+        Tools.stub(directory.resolve(blind.name()), blind.tables("", ""));
+        Tools.stub(directory.resolve(failing.name()), "exit 1");
+        try (Hook hook = hook(PORT, "auto")) { // procfs sees nothing of this port either
+            awaitChecks(hook, "unknown", 10);
+            assertThat(hook.process().isAlive()).isTrue();
+            assertThat(hook.messages("warning")).singleElement().asString().contains("Cannot tell", failing + ": ");
+            Files.delete(directory.resolve(failing.name()));
+            assertThat(hook.exitCode()).isZero(); // a wrong port, for all that can be seen
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
         }
     }
 
@@ -247,7 +293,7 @@ class BrokenToolsTest {
             assertThat(hook.exitCode()).isEqualTo(1);
             assertThat(hook.age().toSeconds()).isLessThan(20);
             assertThat(hook.messages("warning")).last().asString()
-                    .contains("Giving up").contains("Cannot tell").contains("netstat is not on the PATH");
+                    .contains("Giving up").contains("Cannot tell").contains("netstat: not on the PATH");
         }
     }
 
@@ -256,7 +302,7 @@ class BrokenToolsTest {
         try (Hook hook = Hook.start(environment(PORT, "ss"), "--once")) {
             assertThat(hook.exitCode()).isEqualTo(1);
             assertThat(hook.out()).isEmpty();
-            assertThat(hook.messages("warning")).singleElement().asString().contains("ss is not on the PATH");
+            assertThat(hook.messages("warning")).singleElement().asString().contains("ss: not on the PATH");
         }
     }
 
@@ -317,6 +363,9 @@ class BrokenToolsTest {
 
     private static final String PROCFS_HEADING = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when"
             + " retrnsmt   uid  timeout inode                                                     \n";
+    private static final String PROCFS_UNIX_HEADING = "Num       RefCount Protocol Flags    Type St Inode Path\n";
+    private static final String PROCFS_UNIX_CONNECTION =
+            "0000000000000000: 00000003 00000000 00000000 0001 03  4711 /run/stub/prestop-stub.sock\n";
     private static final String PROCFS_LISTENER = procfsRow("00000000:0001 00000000:0000 0A");
     private static final String PROCFS_CONNECTION = procfsRow("0100007F:0001 0708090A:1267 01");
 
@@ -348,23 +397,30 @@ class BrokenToolsTest {
     }
 
     static Stream<Arguments> brokenTables() {
-        String good = PROCFS_HEADING + PROCFS_LISTENER;
-        return Stream.of("auto", "procfs").flatMap(source -> Stream.of(
-                Arguments.of(source, "absent", null, "/proc/net/tcp"),
-                Arguments.of(source, "unreadable", good, "/proc/net/tcp"),
-                Arguments.of(source, "empty", "", "not a socket table"),
-                Arguments.of(source, "half", good + PROCFS_LISTENER.substring(0, 40), "not a socket table"),
-                Arguments.of(source, "without heading", PROCFS_LISTENER, "not a socket table"),
-                Arguments.of(source, "garbage", good + "\001\377\0\n", "not a socket table")));
+        return Stream.of("auto", "procfs").flatMap(source -> Stream.of("tcp", "unix").flatMap(file -> {
+            String heading = file.equals("tcp") ? PROCFS_HEADING : PROCFS_UNIX_HEADING;
+            String row = file.equals("tcp") ? PROCFS_LISTENER : PROCFS_UNIX_CONNECTION;
+            return Stream.of(
+                    Arguments.of(source, file, "absent", null, "/proc/net/" + file),
+                    Arguments.of(source, file, "unreadable", heading, "/proc/net/" + file),
+                    Arguments.of(source, file, "empty", "", "not a socket table"),
+                    Arguments.of(source, file, "half", heading + row.substring(0, 40), "not a socket table"),
+                    Arguments.of(source, file, "without heading", row, "not a socket table"),
+                    Arguments.of(source, file, "garbage", heading + "\001\377\0\n", "not a socket table"));
+        }));
     }
 
-    @ParameterizedTest(name = "{0}: {1}")
+    @ParameterizedTest(name = "{0}: {1} {2}")
     @MethodSource("brokenTables")
-    void theHookStaysUntilItCanTellWhenTheTableOfProcfsIs(String source, String name, String table, String reason)
-            throws IOException {
+    void theHookStaysUntilItCanTellWhenTheTableOfProcfsIs(String source, String file, String name, String table,
+            String reason) throws IOException {
         Path net = procNet();
-        if (table != null) {
-            replace(net.resolve("tcp"), table, name.equals("unreadable") ? "---------" : "r--r--r--");
+        replace(net.resolve("tcp"), PROCFS_HEADING + PROCFS_LISTENER, "r--r--r--");
+        replace(net.resolve("unix"), PROCFS_UNIX_HEADING, "r--r--r--");
+        if (table == null) {
+            Files.delete(net.resolve(file));
+        } else {
+            replace(net.resolve(file), table, name.equals("unreadable") ? "---------" : "r--r--r--");
         }
         List<String> command = withProcNet(net, Tools.javaCommandForEveryone(directory.resolve("jars")));
         try (Hook hook = Hook.run(command, environment(PORT, source))) {
@@ -372,12 +428,14 @@ class BrokenToolsTest {
             assertThat(hook.process().isAlive()).isTrue();
             assertThat(hook.messages("warning")).singleElement().asString().contains("Cannot tell", reason);
 
+            replace(net.resolve("unix"), PROCFS_UNIX_HEADING + PROCFS_UNIX_CONNECTION, "r--r--r--");
             replace(net.resolve("tcp"), PROCFS_HEADING + PROCFS_LISTENER + PROCFS_CONNECTION, "r--r--r--");
-            hook.awaitLog("1 connection to port " + PORT + " from " + PEER);
+            hook.awaitLog("1 connection to port " + PORT + " from " + PEER + " and 1 to " + SOCKET);
             int checks = checks(hook, "unknown");
             replace(net.resolve("tcp6"), "garbage\n", "r--r--r--"); // the connections may be in the other table
             awaitChecks(hook, "unknown", checks + 5);
             replace(net.resolve("tcp"), PROCFS_HEADING + PROCFS_LISTENER, "r--r--r--");
+            replace(net.resolve("unix"), PROCFS_UNIX_HEADING, "r--r--r--");
             replace(net.resolve("tcp6"), PROCFS_HEADING.replace("rem_", "remote_"), "r--r--r--");
             assertThat(hook.exitCode()).isZero();
             assertThat(hook.messages("warning")).hasSize(2);
@@ -393,6 +451,7 @@ class BrokenToolsTest {
         Tools.stub(tools.resolve("netstat"), "exit 1");
         Tools.stub(tools.resolve("ss"), "echo garbage");
         replace(net.resolve("tcp"), "", "r--r--r--");
+        replace(net.resolve("unix"), PROCFS_UNIX_HEADING, "r--r--r--");
         Map<String, String> env = environment(PORT, "auto");
         env.put("PATH", tools.toString());
         List<String> command = withProcNet(net, Tools.javaCommandForEveryone(directory.resolve("jars")));
@@ -429,7 +488,7 @@ class BrokenToolsTest {
         try (Hook hook = Hook.startWith(subset, env)) {
             awaitChecks(hook, "unknown", 5);
             assertThat(hook.process().isAlive()).isTrue();
-            assertThat(hook.messages("warning")).singleElement().asString().contains("netstat: no access to");
+            assertThat(hook.messages("warning")).singleElement().asString().contains(": no access to");
         }
         try (Hook hook = Hook.startWith(subset, env, "--once")) {
             assertThat(hook.exitCode()).isEqualTo(1);
@@ -448,6 +507,7 @@ class BrokenToolsTest {
         Map<String, String> env = Hook.quick(port);
         env.put("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "0");
         env.put("DEBUG", "1");
+        env.put("BUILDKITD_SOCKET", SOCKET);
         env.put("CONNECTION_SOURCE", source);
         env.put("PATH", directory.toString());
         return env;

@@ -20,9 +20,11 @@ class LogTest {
         "\u0001\u001f\u007f",
         "d\u00e9ploiement \u2603 \u6784\u5efa \ud83d\udc33", "${env:PATH} $$ $x", "</script>\u2028", " ", "'", "@x"})
     void areJsonWhateverThePrefix(String prefix) {
-        Map<String, String> settings = Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0, "LOG_PREFIX", prefix);
+        Map<String, String> settings = Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0, "LOG_PREFIX", prefix,
+                "LC_ALL", "C.UTF-8");
         try (Hook byEnvironment = Hook.start(settings);
-                Hook byFlag = Hook.start(Hook.env(), "--quiet-seconds=0", "--log-prefix=" + prefix)) {
+                Hook byFlag = Hook.start(Hook.env("LC_ALL", "C.UTF-8"), "--quiet-seconds=0",
+                        "--log-prefix=" + prefix)) {
             for (Hook hook : List.of(byEnvironment, byFlag)) {
                 assertThat(hook.exitCode()).isZero();
                 assertThat(hook.log()).isNotEmpty().allSatisfy(
@@ -51,6 +53,16 @@ class LogTest {
     }
 
     @Test
+    void areStillJsonWhereTheLocaleHasNoSuchCharacters() {
+        Map<String, String> settings = Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0,
+                "LOG_PREFIX", "\u6784\u5efa \ud83d\udc33", "LC_ALL", "C");
+        try (Hook hook = Hook.start(settings)) {
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.messages("info").get(0)).endsWith(" " + FIRST);
+        }
+    }
+
+    @Test
     void haveNoPrefixWhenItIsSetButEmpty() {
         try (Hook hook = Hook.start(Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0, "LOG_PREFIX", ""))) {
             assertThat(hook.exitCode()).isZero();
@@ -61,7 +73,7 @@ class LogTest {
     @Test
     void areTheMessagesAloneInTextFormatEachOnOneLine() {
         Map<String, String> settings = Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0, "LOG_FORMAT", "text",
-                "LOG_PREFIX", "two\nlines \"\u00e9\"");
+                "LC_ALL", "C.UTF-8", "LOG_PREFIX", "two\nlines \"\u00e9\"");
         try (Hook hook = Hook.start(settings)) {
             assertThat(hook.exitCode()).isZero();
             assertThat(hook.err()).startsWith("two lines \"\u00e9\" " + FIRST)

@@ -1,35 +1,33 @@
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
-import static org.junit.jupiter.api.Named.named;
 import static org.junit.jupiter.params.provider.Arguments.arguments;
 
 import java.io.ByteArrayInputStream;
-import java.net.UnknownHostException;
-import java.text.ParseException;
+import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
-import org.junit.jupiter.api.Named;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.Arguments;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.EnumSource;
 import org.junit.jupiter.params.provider.MethodSource;
 
 /**
  * What the hook reads from the tables of net-tools, BusyBox, ss and procfs, and what it refuses to take for one.
  *
  * <p>The tables are what net-tools 2.10, BusyBox 1.35, iproute2 6.1 and Linux 6.18 printed, all four of the same
- * sockets in a network namespace of their own. The clients' ends were played by a program on a TUN device, so that the
- * sockets stay in states that otherwise pass in no time. The watched port is 1234.
+ * sockets in a network namespace of their own. In those of every state and of addresses, asked for TCP only, the
+ * clients' ends were played by a program on a TUN device, so that the sockets stay in states that otherwise pass in no
+ * time. The watched port is 1234, the socket buildkitd.sock.
  */
 class ParserTest {
 
-    private static final BuildkitPrestop.Format NETSTAT = BuildkitPrestop.Format.NETSTAT;
-    private static final BuildkitPrestop.Format SS = BuildkitPrestop.Format.SS;
-    private static final BuildkitPrestop.Format PROCFS = BuildkitPrestop.Format.PROCFS;
     private static final int PORT = 1234;
 
     /** How many bytes a read may give at once. */
@@ -39,8 +37,31 @@ class ParserTest {
     private static final String REST_OF_ROW =
             " 00:00000000 00000000     0        0 73625 1 000000009a8567e4 25 0 0 10 -1";
 
-    /** What a table tells: the number of connections, whether there is a listener, and the peers named. */
-    record Seen(int count, boolean listening, List<String> peers) {
+    /** What tables tell: how many connections of each kind, who listens, and the peers named. */
+    record Seen(int tcp, int unix, boolean portListens, boolean socketListens, List<String> peers) {
+        static Seen ofTcp(int tcp, boolean listening, String... peers) {
+            return new Seen(tcp, 0, listening, false, List.of(peers));
+        }
+
+        static Seen ofUnix(int unix, boolean listening) {
+            return new Seen(0, unix, false, listening, List.of());
+        }
+    }
+
+    /** What writes tables, and the headings that it writes. */
+    enum Kind {
+        netstat(Source.netstat, Tables.NETSTAT_TCP, Tables.NETSTAT), ss(Source.ss, Tables.SS_TCP, Tables.SS),
+        procfs(Source.procfs, Tables.PROCFS_TCP, Tables.PROCFS_UNIX);
+
+        private final Source source;
+        private final List<Pattern> tcp;
+        private final List<Pattern> unix;
+
+        Kind(Source source, List<Pattern> tcp, List<Pattern> unix) {
+            this.source = source;
+            this.tcp = tcp;
+            this.unix = unix;
+        }
     }
 
     // ---- The same sockets, as each source shows them ---------------------------------------------------------------
@@ -159,265 +180,307 @@ class ParserTest {
                8: 000080FE000000000000000001000000:B26E 000080FE000000000000000001000000:04D2 01 00000000:00000000
             """);
 
-    private static final String LOOK_ALIKES_NET_TOOLS = """
+    private static final String UNIX_NET_TOOLS = """
             Active Internet connections (servers and established)
             Proto Recv-Q Send-Q Local Address           Foreign Address         State     \s
-            tcp        0      0 0.0.0.0:1234            0.0.0.0:*               LISTEN    \s
-            tcp        0      0 192.0.2.10:234          0.0.0.0:*               LISTEN    \s
-            tcp        0      0 192.0.2.10:12345        0.0.0.0:*               LISTEN    \s
-            tcp        0      0 192.0.2.10:11234        0.0.0.0:*               LISTEN    \s
-            tcp        0      0 192.0.2.10:1234         198.51.100.7:12345      ESTABLISHED
-            tcp        0      0 192.0.2.11:43210        192.0.2.11:1234         ESTABLISHED
-            tcp        0      0 192.0.2.10:1234         198.51.100.7:1234       ESTABLISHED
-            tcp        0      0 192.0.2.10:12345        198.51.100.7:41001      ESTABLISHED
-            tcp        0      0 192.0.2.10:12345        198.51.100.7:1234       ESTABLISHED
-            tcp        0      0 192.0.2.10:234          198.51.100.7:41003      ESTABLISHED
-            tcp        0      0 192.0.2.11:1234         192.0.2.11:43210        ESTABLISHED
-            tcp        0      0 192.0.2.10:11234        198.51.100.7:41002      ESTABLISHED
-            tcp6       0      0 :::12345                :::*                    LISTEN    \s
-            tcp6       0      0 2001:db8::10:12345      2001:db8:1::1234:41004  ESTABLISHED
+            tcp        0      0 127.0.0.1:1234          0.0.0.0:*               LISTEN    \s
+            tcp        0      0 127.0.0.1:1234          127.0.0.1:41234         ESTABLISHED
+            tcp        0      0 127.0.0.1:41234         127.0.0.1:1234          ESTABLISHED
+            Active UNIX domain sockets (servers and established)
+            Proto RefCnt Flags       Type       State         I-Node   Path
+            unix  2      [ ACC ]     STREAM     LISTENING     3736982  /run/buildkit/buildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736985  /run/client
+            unix  2      [ ACC ]     STREAM     LISTENING     3736988  /run/xbuildkitd.sock
+            unix  2      [ ACC ]     STREAM     LISTENING     3736991  /run/my
+            unix  3      [ ]         DGRAM      CONNECTED     3736997  /run/other/log
+            unix  2      [ ]         DGRAM      CONNECTED     3736998  /run/dgram/buildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736989 \s
+            unix  2      [ ACC ]     SEQPACKET  LISTENING     3736999  /run/other/buildkitd.sock
+            unix  2      [ ]         STREAM                   3737002  /run/idle
+            unix  3      [ ]         STREAM     CONNECTED     3736996  @buildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736992 \s
+            unix  3      [ ]         SEQPACKET  CONNECTED     3737000 \s
+            unix  3      [ ]         STREAM     CONNECTED     3736983 \s
+            unix  3      [ ]         STREAM     CONNECTED     3736993  /run/my
+            unix  3      [ ]         STREAM     CONNECTED     3736987 \s
+            unix  3      [ ]         STREAM     CONNECTED     3736995 \s
+            unix  3      [ ]         STREAM     CONNECTING    0        /run/buildkit/buildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736990  /run/xbuildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736984  /run/buildkit/buildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736986  /run/buildkit/buildkitd.sock
+            unix  3      [ ]         SEQPACKET  CONNECTED     3737001  /run/other/buildkitd.sock
+            unix  2      [ ACC ]     STREAM     LISTENING     3736994  @buildkitd.sock
             """;
 
-    private static final String LOOK_ALIKES_BUSYBOX = """
+    private static final String UNIX_BUSYBOX = """
             Active Internet connections (servers and established)
             Proto Recv-Q Send-Q Local Address           Foreign Address         State      \s
-            tcp        0      0 0.0.0.0:1234            0.0.0.0:*               LISTEN     \s
-            tcp        0      0 192.0.2.10:234          0.0.0.0:*               LISTEN     \s
-            tcp        0      0 192.0.2.10:12345        0.0.0.0:*               LISTEN     \s
-            tcp        0      0 192.0.2.10:11234        0.0.0.0:*               LISTEN     \s
-            tcp        0      0 192.0.2.10:1234         198.51.100.7:12345      ESTABLISHED\s
-            tcp        0      0 192.0.2.11:43210        192.0.2.11:1234         ESTABLISHED\s
-            tcp        0      0 192.0.2.10:1234         198.51.100.7:1234       ESTABLISHED\s
-            tcp        0      0 192.0.2.10:12345        198.51.100.7:41001      ESTABLISHED\s
-            tcp        0      0 192.0.2.10:12345        198.51.100.7:1234       ESTABLISHED\s
-            tcp        0      0 192.0.2.10:234          198.51.100.7:41003      ESTABLISHED\s
-            tcp        0      0 192.0.2.11:1234         192.0.2.11:43210        ESTABLISHED\s
-            tcp        0      0 192.0.2.10:11234        198.51.100.7:41002      ESTABLISHED\s
-            tcp        0      0 :::12345                :::*                    LISTEN     \s
-            tcp        0      0 2001:db8::10:12345      2001:db8:1::1234:41004  ESTABLISHED\s
+            tcp        0      0 127.0.0.1:1234          0.0.0.0:*               LISTEN     \s
+            tcp        0      0 127.0.0.1:1234          127.0.0.1:41234         ESTABLISHED\s
+            tcp        0      0 127.0.0.1:41234         127.0.0.1:1234          ESTABLISHED\s
+            Active UNIX domain sockets (servers and established)
+            Proto RefCnt Flags       Type       State         I-Node Path
+            unix  2      [ ACC ]     STREAM     LISTENING     3736982 /run/buildkit/buildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736985 /run/client
+            unix  2      [ ACC ]     STREAM     LISTENING     3736988 /run/xbuildkitd.sock
+            unix  2      [ ACC ]     STREAM     LISTENING     3736991 /run/my buildkitd.sock
+            unix  3      [ ]         DGRAM      CONNECTED     3736997 /run/other/log
+            unix  2      [ ]         DGRAM      CONNECTED     3736998 /run/dgram/buildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736989\s
+            unix  2      [ ACC ]     SEQPACKET  LISTENING     3736999 /run/other/buildkitd.sock
+            unix  2      [ ]         STREAM                   3737002 /run/idle
+            unix  3      [ ]         STREAM     CONNECTED     3736996 @buildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736992\s
+            unix  3      [ ]         SEQPACKET  CONNECTED     3737000\s
+            unix  3      [ ]         STREAM     CONNECTED     3736983\s
+            unix  3      [ ]         STREAM     CONNECTED     3736993 /run/my buildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736987\s
+            unix  3      [ ]         STREAM     CONNECTED     3736995\s
+            unix  3      [ ]         STREAM     CONNECTING         0 /run/buildkit/buildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736990 /run/xbuildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736984 /run/buildkit/buildkitd.sock
+            unix  3      [ ]         STREAM     CONNECTED     3736986 /run/buildkit/buildkitd.sock
+            unix  3      [ ]         SEQPACKET  CONNECTED     3737001 /run/other/buildkitd.sock
+            unix  2      [ ACC ]     STREAM     LISTENING     3736994 @buildkitd.sock
             """;
 
-    private static final String LOOK_ALIKES_SS = """
-            State  Recv-Q Send-Q  Local Address:Port        Peer Address:Port Process
-            LISTEN 0      64            0.0.0.0:1234             0.0.0.0:*          \s
-            LISTEN 0      64         192.0.2.10:234              0.0.0.0:*          \s
-            LISTEN 0      64         192.0.2.10:12345            0.0.0.0:*          \s
-            LISTEN 0      64         192.0.2.10:11234            0.0.0.0:*          \s
-            ESTAB  0      0          192.0.2.10:1234        198.51.100.7:12345      \s
-            ESTAB  0      0          192.0.2.11:43210         192.0.2.11:1234       \s
-            ESTAB  0      0          192.0.2.10:1234        198.51.100.7:1234       \s
-            ESTAB  0      0          192.0.2.10:12345       198.51.100.7:41001      \s
-            ESTAB  0      0          192.0.2.10:12345       198.51.100.7:1234       \s
-            ESTAB  0      0          192.0.2.10:234         198.51.100.7:41003      \s
-            ESTAB  0      0          192.0.2.11:1234          192.0.2.11:43210      \s
-            ESTAB  0      0          192.0.2.10:11234       198.51.100.7:41002      \s
-            LISTEN 0      64               [::]:12345               [::]:*          \s
-            ESTAB  0      0      [2001:db8::10]:12345 [2001:db8:1::1234]:41004      \s
+    private static final String UNIX_SS = """
+            Netid State  Recv-Q Send-Q                Local Address:Port    Peer Address:Port   Process
+            u_str LISTEN 1      5      /run/buildkit/buildkitd.sock 3736982            * 0            \s
+            u_str ESTAB  0      0                       /run/client 3736985            * 3736986      \s
+            u_str LISTEN 0      5              /run/xbuildkitd.sock 3736988            * 0            \s
+            u_str LISTEN 0      5            /run/my buildkitd.sock 3736991            * 0            \s
+            u_dgr ESTAB  0      0                    /run/other/log 3736997            * 0            \s
+            u_dgr ESTAB  0      0         /run/dgram/buildkitd.sock 3736998            * 3736997      \s
+            u_str ESTAB  0      0                                 * 3736989            * 3736990      \s
+            u_seq LISTEN 0      5         /run/other/buildkitd.sock 3736999            * 0            \s
+            u_str UNCONN 0      0                         /run/idle 3737002            * 0            \s
+            u_str ESTAB  0      0                   @buildkitd.sock 3736996            * 3736995      \s
+            u_str ESTAB  0      0                                 * 3736992            * 3736993      \s
+            u_seq ESTAB  0      0                                 * 3737000            * 3737001      \s
+            u_str ESTAB  0      0                                 * 3736983            * 3736984      \s
+            u_str ESTAB  0      0            /run/my buildkitd.sock 3736993            * 3736992      \s
+            u_str ESTAB  0      0                                 * 3736987            * 0            \s
+            u_str ESTAB  0      0                                 * 3736995            * 3736996      \s
+            u_str ESTAB  0      0              /run/xbuildkitd.sock 3736990            * 3736989      \s
+            u_str ESTAB  0      0      /run/buildkit/buildkitd.sock 3736984            * 3736983      \s
+            u_str ESTAB  0      0      /run/buildkit/buildkitd.sock 3736986            * 3736985      \s
+            u_seq ESTAB  0      0         /run/other/buildkitd.sock 3737001            * 3737000      \s
+            u_str LISTEN 0      5                   @buildkitd.sock 3736994            * 0            \s
+            tcp   LISTEN 0      5                         127.0.0.1:1234         0.0.0.0:*            \s
+            tcp   ESTAB  0      0                         127.0.0.1:1234       127.0.0.1:41234        \s
+            tcp   ESTAB  0      0                         127.0.0.1:41234      127.0.0.1:1234         \s
             """;
 
-    private static final String LOOK_ALIKES_TCP = tcp("""
-               0: 00000000:04D2 00000000:0000 0A 00000000:00000000
-               1: 0A0200C0:00EA 00000000:0000 0A 00000000:00000000
-               2: 0A0200C0:3039 00000000:0000 0A 00000000:00000000
-               3: 0A0200C0:2BE2 00000000:0000 0A 00000000:00000000
-               4: 0A0200C0:04D2 076433C6:3039 01 00000000:00000000
-               5: 0B0200C0:A8CA 0B0200C0:04D2 01 00000000:00000000
-               6: 0A0200C0:04D2 076433C6:04D2 01 00000000:00000000
-               7: 0A0200C0:3039 076433C6:A029 01 00000000:00000000
-               8: 0A0200C0:3039 076433C6:04D2 01 00000000:00000000
-               9: 0A0200C0:00EA 076433C6:A02B 01 00000000:00000000
-              10: 0B0200C0:04D2 0B0200C0:A8CA 01 00000000:00000000
-              11: 0A0200C0:2BE2 076433C6:A02A 01 00000000:00000000
-            """);
+    private static final String UNIX_PROCFS = """
+            Num       RefCount Protocol Flags    Type St Inode Path
+            00000000133f0779: 00000002 00000000 00010000 0001 01 3736982 /run/buildkit/buildkitd.sock
+            000000002972e75c: 00000003 00000000 00000000 0001 03 3736985 /run/client
+            00000000f405f4dc: 00000002 00000000 00010000 0001 01 3736988 /run/xbuildkitd.sock
+            000000005543845b: 00000002 00000000 00010000 0001 01 3736991 /run/my buildkitd.sock
+            00000000ddfa8fbf: 00000003 00000000 00000000 0002 03 3736997 /run/other/log
+            00000000d93b0a9b: 00000002 00000000 00000000 0002 03 3736998 /run/dgram/buildkitd.sock
+            000000006345e49c: 00000003 00000000 00000000 0001 03 3736989
+            00000000f621b874: 00000002 00000000 00010000 0005 01 3736999 /run/other/buildkitd.sock
+            000000008718c0ce: 00000002 00000000 00000000 0001 01 3737002 /run/idle
+            000000009a62f582: 00000003 00000000 00000000 0001 03 3736996 @buildkitd.sock
+            0000000016ccd8fe: 00000003 00000000 00000000 0001 03 3736992
+            00000000af38e447: 00000003 00000000 00000000 0005 03 3737000
+            000000009a302663: 00000003 00000000 00000000 0001 03 3736983
+            0000000082a5bee4: 00000003 00000000 00000000 0001 03 3736993 /run/my buildkitd.sock
+            000000007d3994b9: 00000003 00000000 00000000 0001 03 3736987
+            000000005f511804: 00000003 00000000 00000000 0001 03 3736995
+            00000000e726b66a: 00000003 00000000 00000000 0001 02     0 /run/buildkit/buildkitd.sock
+            000000002145c0e1: 00000003 00000000 00000000 0001 03 3736990 /run/xbuildkitd.sock
+            000000008bf110c4: 00000003 00000000 00000000 0001 03 3736984 /run/buildkit/buildkitd.sock
+            00000000610a41ea: 00000003 00000000 00000000 0001 03 3736986 /run/buildkit/buildkitd.sock
+            0000000093935801: 00000003 00000000 00000000 0005 03 3737001 /run/other/buildkitd.sock
+            000000003888e457: 00000002 00000000 00010000 0001 01 3736994 @buildkitd.sock
+            """;
 
-    private static final String LOOK_ALIKES_TCP6 = tcp6("""
-               0: 00000000000000000000000000000000:3039 00000000000000000000000000000000:0000 0A 00000000:00000000
-               1: B80D0120000000000000000010000000:3039 B80D0120000001000000000034120000:A02C 01 00000000:00000000
+    private static final String UNIX_PROCFS_TCP = tcp("""
+               0: 0100007F:04D2 00000000:0000 0A 00000000:00000000
+               1: 0100007F:04D2 0100007F:A112 01 00000000:00000000
+               2: 0100007F:A112 0100007F:04D2 01 00000000:00000000
             """);
 
     // ---- Tables that are read --------------------------------------------------------------------------------------
 
     private static Stream<Arguments> realTables() {
-        Seen established = new Seen(2, true, List.of("198.51.100.7:41231", "198.51.100.7:41232"));
-        Seen addresses = new Seen(7, true, List.of("198.51.100.7:41234", "[fe80::1]:45678", "203.0.113.199:50001",
-                "[2001:db8:1:1234:5678:9abc:def0:1234]:51234", "[2001:db8:1::7]:41234"));
-        Seen addressesCut = new Seen(7, true, List.of("198.51.100.7:41234", "[fe80::1]:45678", "203.0.113.199:50001",
-                "[2001:db8:1:1234:5]:51234", "[2001:db8:1::7]:41234"));
-        Seen onePort = new Seen(3, true, List.of("198.51.100.7:12345", "198.51.100.7:1234", "192.0.2.11:43210"));
+        Seen established = Seen.ofTcp(2, true, "198.51.100.7:41231", "198.51.100.7:41232");
+        Seen addresses = Seen.ofTcp(7, true, "198.51.100.7:41234", "[fe80::1]:45678", "203.0.113.199:50001",
+                "[2001:db8:1:1234:5678:9abc:def0:1234]:51234", "[2001:db8:1::7]:41234");
+        Seen addressesCut = Seen.ofTcp(7, true, "198.51.100.7:41234", "[fe80::1]:45678", "203.0.113.199:50001",
+                "[2001:db8:1:1234:5]:51234", "[2001:db8:1::7]:41234");
+        Seen both = new Seen(1, 2, true, true, List.of("127.0.0.1:41234"));
         return Stream.of(
-                arguments("every state, net-tools", NETSTAT, List.of(EVERY_STATE_NET_TOOLS), established),
-                arguments("every state, BusyBox", NETSTAT, List.of(EVERY_STATE_BUSYBOX), established),
-                arguments("every state, ss", SS, List.of(EVERY_STATE_SS), established),
-                arguments("every state, procfs", PROCFS, List.of(EVERY_STATE_TCP), established),
-                arguments("addresses, net-tools", NETSTAT, List.of(ADDRESSES_NET_TOOLS), addressesCut),
-                arguments("addresses, BusyBox", NETSTAT, List.of(ADDRESSES_BUSYBOX), addresses),
-                arguments("addresses, ss", SS, List.of(ADDRESSES_SS), addresses),
-                arguments("addresses, procfs", PROCFS, List.of(tcp(""), ADDRESSES_TCP6), addresses),
-                arguments("look-alikes, net-tools", NETSTAT, List.of(LOOK_ALIKES_NET_TOOLS), onePort),
-                arguments("look-alikes, BusyBox", NETSTAT, List.of(LOOK_ALIKES_BUSYBOX), onePort),
-                arguments("look-alikes, ss", SS, List.of(LOOK_ALIKES_SS), onePort),
-                arguments("look-alikes, procfs", PROCFS, List.of(LOOK_ALIKES_TCP, LOOK_ALIKES_TCP6), onePort));
+                arguments("every state, net-tools", Kind.netstat, List.of(EVERY_STATE_NET_TOOLS), established),
+                arguments("every state, BusyBox", Kind.netstat, List.of(EVERY_STATE_BUSYBOX), established),
+                arguments("every state, ss", Kind.ss, List.of(EVERY_STATE_SS), established),
+                arguments("every state, procfs", Kind.procfs, List.of(EVERY_STATE_TCP), established),
+                arguments("addresses, net-tools", Kind.netstat, List.of(ADDRESSES_NET_TOOLS), addressesCut),
+                arguments("addresses, BusyBox", Kind.netstat, List.of(ADDRESSES_BUSYBOX), addresses),
+                arguments("addresses, ss", Kind.ss, List.of(ADDRESSES_SS), addresses),
+                arguments("addresses, procfs", Kind.procfs, List.of(tcp(""), ADDRESSES_TCP6), addresses),
+                arguments("unix, net-tools", Kind.netstat, List.of(UNIX_NET_TOOLS), both),
+                arguments("unix, BusyBox", Kind.netstat, List.of(UNIX_BUSYBOX), both),
+                arguments("unix, ss", Kind.ss, List.of(UNIX_SS), both),
+                arguments("unix, procfs", Kind.procfs, List.of(UNIX_PROCFS_TCP, tcp6(""), UNIX_PROCFS), both));
     }
 
     @ParameterizedTest(name = "{0}")
     @MethodSource("realTables")
-    void countsAndNamesTheEstablishedConnectionsToThePortAndNothingElse(
-            String name, BuildkitPrestop.Format format, List<String> tables, Seen expected) throws Exception {
-        assertThat(read(format, tables.toArray(String[]::new))).isEqualTo(expected);
-    }
-
-    private static Stream<Arguments> tablesWithOwners() {
-        return Stream.of(
-                arguments("net-tools", NETSTAT, """
-                        Active Internet connections (servers and established)
-                        Proto Recv-Q Send-Q Local Address           Foreign Address         State       \
-                        PID/Program name   \s
-                        tcp        0      0 192.0.2.10:1234         0.0.0.0:*               LISTEN      \
-                        15086/python3      \s
-                        tcp       77    300 192.0.2.10:1234         198.51.100.7:41234      ESTABLISHED \
-                        15086/python3      \s
-                        tcp        0      0 192.0.2.10:1234         198.51.100.7:41236      TIME_WAIT   \
-                        -                  \s
-                        """),
-                arguments("BusyBox of Alpine", NETSTAT, """
-                        Active Internet connections (servers and established)
-                        Proto Recv-Q Send-Q Local Address           Foreign Address         State       \
-                        PID/Program name   \s
-                        tcp        0      0 :::1234                 :::*                    LISTEN      1/buildkitd
-                        tcp       77    300 ::ffff:192.0.2.10:1234  ::ffff:198.51.100.7:41234 ESTABLISHED 1/buildkitd
-                        tcp        0      0 ::ffff:192.0.2.10:1234  ::ffff:198.51.100.7:41236 TIME_WAIT   -
-                        """),
-                arguments("ss", SS, """
-                        State      Recv-Q Send-Q Local Address:Port  Peer Address:Port Process\
-                                                    \s
-                        LISTEN     0      64        192.0.2.10:1234       0.0.0.0:*     \
-                        users:(("python3",pid=15086,fd=5))\s
-                        ESTAB      77     300       192.0.2.10:1234  198.51.100.7:41234 \
-                        users:(("python3",pid=15086,fd=7))\s
-                        TIME-WAIT  0      0         192.0.2.10:1234  198.51.100.7:41236 \
-                                                          \s
-                        """));
-    }
-
-    @ParameterizedTest(name = "{0}")
-    @MethodSource("tablesWithOwners")
-    void readsPastTheColumnOfTheOwningProcess(String name, BuildkitPrestop.Format format, String table)
-            throws Exception {
-        assertThat(read(format, table)).isEqualTo(new Seen(1, true, List.of("198.51.100.7:41234")));
+    void countsAndNamesTheConnectionsOfBuildkitdAndNothingElse(
+            String name, Kind kind, List<String> tables, Seen expected) throws Exception {
+        assertThat(read(kind, tables.toArray(String[]::new))).isEqualTo(expected);
     }
 
     private static Stream<Arguments> everyState() {
         return Map.of(
-                NETSTAT, "ESTABLISHED SYN_SENT SYN_RECV FIN_WAIT1 FIN_WAIT2 TIME_WAIT CLOSE CLOSE_WAIT LAST_ACK"
+                Kind.netstat, "ESTABLISHED SYN_SENT SYN_RECV FIN_WAIT1 FIN_WAIT2 TIME_WAIT CLOSE CLOSE_WAIT LAST_ACK"
                         + " LISTEN CLOSING UNKNOWN",
-                SS, "ESTAB SYN-SENT SYN-RECV FIN-WAIT-1 FIN-WAIT-2 TIME-WAIT UNCONN CLOSE-WAIT LAST-ACK LISTEN"
+                Kind.ss, "ESTAB SYN-SENT SYN-RECV FIN-WAIT-1 FIN-WAIT-2 TIME-WAIT UNCONN CLOSE-WAIT LAST-ACK LISTEN"
                         + " CLOSING UNKNOWN",
-                PROCFS, "01 02 03 04 05 06 07 08 09 0A 0B 0C 0D")
+                Kind.procfs, "01 02 03 04 05 06 07 08 09 0A 0B 0C 0D")
                 .entrySet().stream().flatMap(states -> Stream.of(states.getValue().split(" "))
                         .map(state -> arguments(state, states.getKey())));
     }
 
     @ParameterizedTest(name = "{0}")
     @MethodSource("everyState")
-    void countsNoStateButEstablished(String state, BuildkitPrestop.Format format) throws Exception {
-        boolean established = state.matches("ESTAB(LISHED)?|01");
-        boolean listening = state.matches("LISTEN|0A");
-        assertThat(read(format, table(format, row(format, state))))
-                .isEqualTo(established ? new Seen(1, false, List.of("192.0.2.7:41234"))
-                        : new Seen(0, listening, List.of()));
+    void countsNoStateOfTcpButEstablished(String state, Kind kind) throws Exception {
+        assertThat(read(kind, table(kind, row(kind, state)))).isEqualTo(state.matches("ESTAB(LISHED)?|01")
+                ? Seen.ofTcp(1, false, "192.0.2.7:41234") : Seen.ofTcp(0, state.matches("LISTEN|0A")));
+    }
+
+    /** Rows of a unix socket as netstat, ss and procfs write them; the path follows, in ss with what stands behind. */
+    @ParameterizedTest(name = "{0}")
+    @CsvSource({
+        "connected, 1, unix 3 [ ] STREAM CONNECTED 77, u_str ESTAB 0 0, 00000000 0001 03 77",
+        "listening, 0, unix 2 [ ACC ] STREAM LISTENING 77, u_str LISTEN 0 5, 00010000 0001 01 77",
+        "not accepted, 0, unix 3 [ ] STREAM CONNECTING 0, u_str SYN-SENT 0 0, 00000000 0001 02 0",
+        "closing, 0, unix 3 [ ] STREAM DISCONNECTING 77, u_str CLOSING 0 0, 00000000 0001 04 77",
+        "of no state, 0, unix 2 [ ] STREAM 77, u_str UNCONN 0 0, 00000000 0001 01 77",
+        "datagrams, 0, unix 2 [ ] DGRAM CONNECTED 77, u_dgr ESTAB 0 0, 00000000 0002 03 77",
+        "datagrams of no state, 0, unix 2 [ ] DGRAM 77, u_dgr UNCONN 0 0, 00000000 0002 01 77",
+        "packets, 0, unix 3 [ ] SEQPACKET CONNECTED 77, u_seq ESTAB 0 0, 00000000 0005 03 77",
+        "packets listening, 0, unix 3 [ W ACC N ] SEQPACKET LISTENING 77, u_seq LISTEN 0 0, 00010000 0005 01 77"})
+    void countsNoUnixSocketButAConnectedStream(String state, int count, String netstat, String ss, String procfs)
+            throws Exception {
+        Seen expected = Seen.ofUnix(count, state.equals("listening"));
+        String path = " /run/buildkit/buildkitd.sock";
+        assertThat(read(Kind.netstat, netstatUnix(netstat + path))).isEqualTo(expected);
+        assertThat(read(Kind.ss, ssUnix(ss + path + " 77 * 0"))).isEqualTo(expected);
+        assertThat(read(Kind.procfs, procfsUnix("0: 00000003 00000000 " + procfs + path))).isEqualTo(expected);
+    }
+
+    @ParameterizedTest
+    @CsvSource({
+        "buildkitd.sock, /run/buildkit/buildkitd.sock, 1", "buildkitd.sock, buildkitd.sock, 1",
+        "buildkitd.sock, /run/xbuildkitd.sock, 0", "buildkitd.sock, /run/buildkitd.sockx, 0",
+        "buildkitd.sock, /run/buildkitd.sock/x, 0", "buildkitd.sock, @buildkitd.sock, 0",
+        "buildkitd.sock, /run/my buildkitd.sock, 0", "buildkitd.sock, /run/my own/buildkitd.sock, 1",
+        "buildkitd.sock, /run/buildkitdXsock, 0", "buildkit/buildkitd.sock, /run/buildkit/buildkitd.sock, 1",
+        "kit/buildkitd.sock, /run/buildkit/buildkitd.sock, 0", "/run/b.sock, /run/b.sock, 1",
+        "/run/b.sock, /var/run/b.sock, 0", "@b.sock, @b.sock, 1", "b 7 * 7.sock, /run/b 7 * 7.sock, 1",
+        "\u00e9.sock, /run/\u00e9.sock, 1", "\ufffd\ufffd.sock, /run/\u00e9.sock, 1", "\u00e9.sock, /run/e.sock, 0"})
+    void aSocketIsAPathOrTheEndOfOne(String socket, String path, int count) throws Exception {
+        Seen expected = Seen.ofUnix(count, false);
+        assertThat(readAs(socket, Kind.ss, ssUnix("u_str ESTAB 0 0 " + path + " 77 * 78"))).isEqualTo(expected);
+        assertThat(readAs(socket, Kind.procfs, procfsUnix("0: 00000003 00000000 00000000 0001 03 77 " + path)))
+                .isEqualTo(expected);
+        assertThat(readAs(socket, Kind.netstat, netstatUnix("unix 3 [ ] STREAM CONNECTED 77 " + path)))
+                .isEqualTo(expected);
+    }
+
+    @ParameterizedTest
+    @CsvSource({"192.0.2.10:1234, 192.0.2.7:12345, 1", "192.0.2.10:1234, 192.0.2.7:1234, 1",
+        "192.0.2.10:12345, 192.0.2.7:41234, 0", "192.0.2.10:12345, 192.0.2.7:1234, 0",
+        "192.0.2.10:41234, 192.0.2.7:1234, 0", "192.0.2.10:234, 192.0.2.7:1234, 0",
+        "192.0.2.10:11234, 192.0.2.7:41234, 0", "2001:db8::1234:41234, 2001:db8::1234:1234, 0"})
+    void onlyTheLocalPortAndOnlyTheWholePortCounts(String local, String peer, int count) throws Exception {
+        assertThat(read(Kind.netstat, table(Kind.netstat, "tcp 0 0 " + local + " " + peer + " ESTABLISHED")).tcp())
+                .isEqualTo(count);
+        assertThat(read(Kind.ss, table(Kind.ss, "ESTAB 0 0 " + local + " " + peer)).tcp()).isEqualTo(count);
+        assertThat(read(Kind.procfs, table(Kind.procfs, "0: " + hex(local) + " " + hex(peer) + " 01 0")).tcp())
+                .isEqualTo(count);
     }
 
     private static Stream<Arguments> samePeer() {
         return Stream.of(
-                arguments("10.0.0.7:41234", "10.0.0.7", "10.0.0.7", "0700000A"),
-                arguments("10.0.0.7:41234", "::ffff:10.0.0.7", "[::ffff:10.0.0.7]", "0000000000000000FFFF00000700000A"),
-                arguments("127.0.0.1:41234", "127.0.0.1", "127.0.0.1", "0100007F"),
-                arguments("[::1]:41234", "::1", "[::1]", "00000000000000000000000001000000"),
-                arguments("[2001:db8::7]:41234", "2001:db8::7", "[2001:db8::7]", "B80D0120000000000000000007000000"),
-                arguments("[2001:db8:1:0:1::]:41234", "2001:db8:1:0:1::", "[2001:db8:1:0:1::]",
+                arguments("10.0.0.7", "10.0.0.7", "10.0.0.7", "0700000A"),
+                arguments("10.0.0.7", "::ffff:10.0.0.7", "[::ffff:10.0.0.7]", "0000000000000000FFFF00000700000A"),
+                arguments("[::1]", "::1", "[::1]", "00000000000000000000000001000000"),
+                arguments("[2001:db8:1:0:1::]", "2001:db8:1:0:1::", "[2001:db8:1:0:1::]",
                         "B80D0120000001000000010000000000"),
-                arguments("[2001:db8:0:0:1::]:41234", "2001:db8:0:0:1::", "[2001:db8:0:0:1::]",
-                        "B80D0120000000000000010000000000"),
-                arguments("[::]:41234", "::", "[::]", "00000000000000000000000000000000"),
-                arguments("[fe80::1]:41234", "fe80::1", "[fe80::1]", "000080FE000000000000000001000000"));
+                arguments("[1:2:3:4:5:6:7:8]", "1:2:3:4:5:6:7:8", "[1:2:3:4:5:6:7:8]",
+                        "02000100040003000600050008000700"));
     }
 
     @ParameterizedTest(name = "{0} of {1}")
     @MethodSource("samePeer")
     void namesAPeerTheSameWhicheverTheSource(String expected, String netstat, String ss, String procfs)
             throws Exception {
-        String tcp = "   0: 0A0200C0:04D2 " + procfs + ":A112 01";
         assertThat(List.of(
-                read(NETSTAT, table(NETSTAT, "tcp 0 0 :::1234 " + netstat + ":41234 ESTABLISHED")),
-                read(SS, table(SS, "ESTAB 0 0 [::]:1234 " + ss + ":41234")),
-                read(PROCFS, table(PROCFS, tcp + " 00000000:00000000" + REST_OF_ROW))))
-                .containsOnly(new Seen(1, false, List.of(expected)));
+                read(Kind.netstat, table(Kind.netstat, "tcp 0 0 :::1234 " + netstat + ":41234 ESTABLISHED")),
+                read(Kind.ss, table(Kind.ss, "ESTAB 0 0 [::]:1234 " + ss + ":41234")),
+                read(Kind.procfs, table(Kind.procfs, "0: 0A0200C0:04D2 " + procfs + ":A112 01 0"))))
+                .containsOnly(Seen.ofTcp(1, false, expected + ":41234"));
     }
 
-    @Test
-    void namesAPeerOnPort0TheSameWhicheverTheSource() throws Exception {
-        assertThat(List.of(
-                read(NETSTAT, table(NETSTAT, "tcp 0 0 192.0.2.10:1234 198.51.100.7:* ESTABLISHED")),
-                read(SS, table(SS, "ESTAB 0 0 192.0.2.10:1234 198.51.100.7:*")),
-                read(PROCFS, table(PROCFS, "   0: 0A0200C0:04D2 076433C6:0000 01 00000000:00000000" + REST_OF_ROW))))
-                .containsOnly(new Seen(1, false, List.of("198.51.100.7:0")));
-    }
-
-    @ParameterizedTest(name = "{0}")
-    @MethodSource("formats")
-    void countsARowThatTheKernelShowsTwiceOnce(BuildkitPrestop.Format format) throws Exception {
-        String row = row(format, format.established());
-        assertThat(read(format, table(format, row, row)).count()).isEqualTo(1);
+    @ParameterizedTest
+    @EnumSource
+    void countsARowThatTheKernelShowsAgainOnce(Kind kind) throws Exception {
+        String one = row(kind, established(kind));
+        String other = one.replace("41234", "41235").replace("A112", "A113");
+        assertThat(read(kind, table(kind, one, other, one, other)).tcp()).isEqualTo(2);
+        String unix = "unix 3 [ ] STREAM CONNECTED 77 /run/buildkitd.sock";
+        assertThat(read(Kind.netstat, netstatUnix(unix, unix.replace("77", "78"), unix)).unix()).isEqualTo(2);
     }
 
     @Test
     void readsThePortOfAnAddressThatNetToolsCutOff() throws Exception {
-        assertThat(read(NETSTAT, """
+        assertThat(read(Kind.netstat, """
                 Active Internet connections (servers and established)
                 Proto Recv-Q Send-Q Local Address           Foreign Address         State     \s
                 tcp6       0      0 2001:db8:10:1234:1:1234 2001:db8:1:0:1:2::41003 ESTABLISHED
                 tcp6       0      0 2001:db8:10:1234::41234 2001:db8:10:1234:1:1234 ESTABLISHED
-                """)).isEqualTo(new Seen(1, false, List.of("[2001:db8:1:0:1:2:]:41003")));
+                """)).isEqualTo(Seen.ofTcp(1, false, "[2001:db8:1:0:1:2:]:41003"));
     }
 
-    @ParameterizedTest(name = "{0}")
-    @MethodSource("formats")
-    void namesFivePeersAndCountsAll(BuildkitPrestop.Format format) throws Exception {
+    @ParameterizedTest
+    @EnumSource
+    void namesFivePeersAndCountsAll(Kind kind) throws Exception {
         String[] rows = new String[200];
         for (int i = 0; i < rows.length; i++) {
-            rows[i] = row(format, format.established()).replace("41234", String.valueOf(20000 + i))
+            rows[i] = row(kind, established(kind)).replace("41234", String.valueOf(20000 + i))
                     .replace("A112", Integer.toHexString(20000 + i).toUpperCase());
         }
-        assertThat(read(format, table(format, rows))).isEqualTo(new Seen(200, false, List.of("192.0.2.7:20000",
-                "192.0.2.7:20001", "192.0.2.7:20002", "192.0.2.7:20003", "192.0.2.7:20004")));
+        assertThat(read(kind, table(kind, rows))).isEqualTo(Seen.ofTcp(200, false, "192.0.2.7:20000",
+                "192.0.2.7:20001", "192.0.2.7:20002", "192.0.2.7:20003", "192.0.2.7:20004"));
     }
 
-    private static Stream<Arguments> emptyTables() {
-        return Stream.of(
-                arguments("net-tools or BusyBox", NETSTAT, List.of(table(NETSTAT))),
-                arguments("ss", SS, List.of("State Recv-Q Send-Q Local Address:Port Peer Address:PortProcess\n")),
-                arguments("procfs", PROCFS, List.of(tcp(""), tcp6(""))),
-                arguments("procfs without IPv6", PROCFS, List.of(tcp(""))));
+    @Test
+    void takesHeadingsWithoutRowsForNoConnection() throws Exception {
+        assertThat(List.of(read(Kind.netstat, table(Kind.netstat)), read(Kind.netstat, netstatUnix()),
+                read(Kind.ss, table(Kind.ss)), read(Kind.ss, ssUnix()),
+                read(Kind.ss, "State Recv-Q Send-Q Local Address:Port Peer Address:PortProcess\n"),
+                read(Kind.procfs, tcp(""), tcp6(""), procfsUnix()))).containsOnly(Seen.ofTcp(0, false));
     }
 
-    @ParameterizedTest(name = "{0}")
-    @MethodSource("emptyTables")
-    void takesAHeadingWithoutRowsForNoConnection(String name, BuildkitPrestop.Format format, List<String> tables)
-            throws Exception {
-        assertThat(read(format, tables.toArray(String[]::new))).isEqualTo(new Seen(0, false, List.of()));
+    @ParameterizedTest
+    @EnumSource
+    void understandsLinesThatEndWithACarriageReturn(Kind kind) throws Exception {
+        assertThat(read(kind, table(kind, row(kind, established(kind))).replace("\n", "\r\n")).tcp()).isEqualTo(1);
+        assertThat(read(Kind.netstat, UNIX_NET_TOOLS.replace("\n", "\r\n")).unix()).isEqualTo(2);
     }
 
     // ---- What is refused -------------------------------------------------------------------------------------------
 
-    private static Stream<Named<BuildkitPrestop.Format>> formats() {
-        return Stream.of(named("netstat", NETSTAT), named("ss", SS), named("procfs", PROCFS));
-    }
-
     private static Stream<Arguments> noTables() {
-        return formats().flatMap(source -> {
-            BuildkitPrestop.Format format = source.getPayload();
-            String row = row(format, format.established());
-            String heading = table(format);
+        return Stream.of(Kind.values()).flatMap(kind -> {
+            String row = row(kind, established(kind));
+            String heading = table(kind);
             return Map.ofEntries(
                     Map.entry("nothing", ""),
                     Map.entry("an empty line", "\n"),
@@ -426,100 +489,142 @@ class ParserTest {
                     Map.entry("a heading without its newline", heading.strip()),
                     Map.entry("a last row cut off", heading + row + "\n" + row.substring(0, row.length() / 2)),
                     Map.entry("a last row without its newline", heading + row + "\n" + row),
-                    Map.entry("a row cut off before its newline", table(format, row.substring(0, 25), row)),
-                    Map.entry("a row cut off before its state",
-                            table(format, row.substring(0, row.indexOf(format.established())), row)),
+                    Map.entry("a row cut off before its newline", table(kind, row.substring(0, 25), row)),
+                    Map.entry("a row of another port cut off before its state", table(kind, kind == Kind.ss
+                            ? "ESTAB 0 0 192.0.2.10:9 " : row.substring(0, row.indexOf(established(kind)))
+                                    .replace(":1234", ":9").replace(":04D2", ":0009"), row)),
+                    Map.entry("a state that is no word", table(kind, kind == Kind.ss ? row.replace("ESTAB", "ESTAB?")
+                            : row.replace(" " + established(kind), " " + established(kind) + "?"))),
+                    Map.entry("an address without a port", table(kind, row.replace(":1234", "").replace(":04D2", ""))),
+                    Map.entry("a peer without a port", table(kind, row.replace(":41234", "").replace(":A112", ""))),
+                    Map.entry("a peer of another port without one", table(kind, row.replace(":41234", "")
+                            .replace(":A112", "").replace(":1234", ":9").replace(":04D2", ":0009"))),
                     Map.entry("an error message instead of a table", "ss: cannot open netlink socket\n"),
-                    Map.entry("an error message before the table", "sh: warning\n" + table(format, row)),
-                    Map.entry("an error message between the rows", table(format, row, "read error: I/O error", row)),
-                    Map.entry("an error message after the rows", table(format, row, "killed")),
-                    Map.entry("an empty line between the rows", table(format, row, "", row)),
-                    Map.entry("a second heading", table(format, row) + table(format, row)),
+                    Map.entry("an error message before the table", "sh: warning\n" + table(kind, row)),
+                    Map.entry("an error message between the rows", table(kind, row, "read error: I/O error", row)),
+                    Map.entry("an error message after the rows", table(kind, row, "killed")),
+                    Map.entry("an empty line between the rows", table(kind, row, "", row)),
+                    Map.entry("a second heading", table(kind, row) + table(kind, row)),
                     Map.entry("garbage", "1234 ESTABLISHED :1234 ESTAB 04D2 01\n".repeat(3)),
                     Map.entry("bytes", "\u007fELF\2\1\1\0\0\0\0\0\0\0\0\0\3\0>\0\1\0\0\0\n\377\376\r\n"),
-                    Map.entry("a table with NUL bytes", table(format, row.replace(" ", "\0"))),
+                    Map.entry("a table with NUL bytes", table(kind, row.replace(" ", "\0"))),
                     Map.entry("a line without an end", "x".repeat(10_000)),
-                    Map.entry("a row without an end", heading + row + " ".repeat(10_000)),
-                    Map.entry("a long row with an end", heading + row + " ".repeat(5_000) + "\n"))
+                    Map.entry("a row without an end", heading + row + " ".repeat(10_000)))
                     .entrySet().stream()
-                    .map(text -> arguments(text.getKey() + ", " + source.getName(), format, text.getValue()));
+                    .map(text -> arguments(text.getKey() + ", " + kind, kind, kind.tcp, text.getValue()));
         });
-    }
-
-    @ParameterizedTest(name = "{0}")
-    @MethodSource({"noTables", "noTablesOfTheTools"})
-    void refusesWhatIsNotAWholeTable(String name, BuildkitPrestop.Format format, String text) {
-        for (int chunk : CHUNKS) {
-            assertThatThrownBy(() -> read(format, chunk, text))
-                    .isInstanceOfAny(ParseException.class, UnknownHostException.class);
-        }
     }
 
     private static Stream<Arguments> noTablesOfTheTools() {
         return Stream.of(
-                arguments("usage of BusyBox", NETSTAT, """
+                arguments("usage of BusyBox", Kind.netstat, Tables.NETSTAT, """
                         netstat: invalid option -- 'p'
                         BusyBox v1.35.0 (Debian 1:1.35.0-4+deb12u1+b1) multi-call binary.
 
                         Usage: netstat [-ral] [-tuwx] [-en]
-
-                        Display networking information
-
-                        \t-r\tRouting table
-                        \t-a\tAll sockets
                         """),
-                arguments("net-tools in German", NETSTAT, """
+                arguments("net-tools in German", Kind.netstat, Tables.NETSTAT_TCP, """
                         Aktive Internetverbindungen (Server und stehende Verbindungen)
                         Proto Recv-Q Send-Q Local Address           Foreign Address         State     \s
                         tcp        0      0 192.0.2.10:1234         198.51.100.7:41234      VERBUNDEN \s
                         """),
-                arguments("net-tools, heading of one line only", NETSTAT,
+                arguments("net-tools, heading of one line only", Kind.netstat, Tables.NETSTAT_TCP,
                         "Active Internet connections (servers and established)\n"),
-                arguments("net-tools, a kernel without TCP", NETSTAT, """
-                        Active Internet connections (servers and established)
-                        Proto Recv-Q Send-Q Local Address           Foreign Address         State     \s
-                        netstat: no support for `AF INET (tcp)' on this system.
-                        """),
-                arguments("net-tools, UNIX domain sockets", NETSTAT, """
-                        Active UNIX domain sockets (servers and established)
-                        Proto RefCnt Flags       Type       State         I-Node   Path
-                        unix  2      [ ACC ]     STREAM     LISTENING     1234     /run/buildkit/buildkitd.sock
-                        """),
-                arguments("ss of every kind of socket", SS, """
-                        Netid State  Recv-Q Send-Q Local Address:Port Peer Address:PortProcess
-                        tcp   ESTAB  0      0         192.0.2.10:1234 198.51.100.7:41234     \s
-                        """),
-                arguments("the table of another format", SS, EVERY_STATE_NET_TOOLS),
-                arguments("the table of another format", NETSTAT, EVERY_STATE_SS),
-                arguments("the table of another format", PROCFS, EVERY_STATE_BUSYBOX),
-                arguments("an address of a length that no address has", PROCFS,
+                arguments("net-tools, a kernel without TCP", Kind.netstat, Tables.NETSTAT_TCP,
+                        table(Kind.netstat) + "netstat: no support for `AF INET (tcp)' on this system.\n"),
+                arguments("the table of another tool", Kind.ss, Tables.SS_TCP, EVERY_STATE_NET_TOOLS),
+                arguments("the table of another tool", Kind.netstat, Tables.NETSTAT_TCP, EVERY_STATE_SS),
+                arguments("the table of another tool", Kind.procfs, Tables.PROCFS_TCP, EVERY_STATE_BUSYBOX),
+                arguments("net-tools, no unix sockets", Kind.netstat, Tables.NETSTAT, EVERY_STATE_NET_TOOLS),
+                arguments("net-tools, a unix heading cut off", Kind.netstat, Tables.NETSTAT, EVERY_STATE_NET_TOOLS
+                        + "Active UNIX domain sockets (servers and established)\n"),
+                arguments("net-tools, unix sockets only", Kind.netstat, Tables.NETSTAT,
+                        UNIX_NET_TOOLS.substring(UNIX_NET_TOOLS.indexOf("Active UNIX"))),
+                arguments("ss, no unix sockets", Kind.ss, Tables.SS, EVERY_STATE_SS),
+                arguments("procfs, no unix sockets", Kind.procfs, Tables.PROCFS_UNIX, EVERY_STATE_TCP),
+                arguments("procfs, an empty file", Kind.procfs, Tables.PROCFS_UNIX, ""),
+                arguments("an address of a length that no address has", Kind.procfs, Tables.PROCFS_TCP,
                         tcp("   0: 0A0200C0:04D2 00000A0700000A07:A112 01 00000000:00000000\n")));
     }
 
-    @Test
-    void doesNotTakeASecondTableThatIsMissingForAnEmptyOne() {
-        assertThatThrownBy(() -> read(PROCFS, ADDRESSES_TCP6, ""))
-                    .isInstanceOfAny(ParseException.class, UnknownHostException.class);
+    /** Of each table of unix sockets its last row, spoilt. */
+    private static Stream<Arguments> spoiltRowsOfUnixSockets() {
+        String netstat = "unix  3      [ ]         STREAM     CONNECTED     77 /run/buildkitd.sock";
+        String ss = "u_str ESTAB  0      0      /run/buildkitd.sock 77 * 78";
+        String procfs = "0: 00000003 00000000 00000000 0001 03 77 /run/buildkitd.sock";
+        return Stream.of(
+                arguments("no inode", Kind.netstat, Tables.NETSTAT, netstatUnix(netstat.replace("77 ", ""))),
+                arguments("no inode", Kind.ss, Tables.SS, ssUnix(ss.replace("77 ", ""))),
+                arguments("no inode", Kind.procfs, Tables.PROCFS_UNIX, procfsUnix(procfs.replace("77 ", ""))),
+                arguments("cut off", Kind.netstat, Tables.NETSTAT, netstatUnix(netstat.substring(0, 40))),
+                arguments("cut off", Kind.ss, Tables.SS, ssUnix(ss.substring(0, 45))),
+                arguments("cut off", Kind.procfs, Tables.PROCFS_UNIX, procfsUnix(procfs.substring(0, 30))),
+                arguments("no newline", Kind.netstat, Tables.NETSTAT, netstatUnix() + netstat),
+                arguments("no newline", Kind.ss, Tables.SS, ssUnix() + ss),
+                arguments("no newline", Kind.procfs, Tables.PROCFS_UNIX, procfsUnix() + procfs),
+                arguments("a state that is no word", Kind.netstat, Tables.NETSTAT,
+                        netstatUnix(netstat.replace("CONNECTED", "connected"))),
+                arguments("a state that is no word", Kind.ss, Tables.SS, ssUnix(ss.replace("ESTAB", "estab"))),
+                arguments("a state that is no word", Kind.procfs, Tables.PROCFS_UNIX,
+                        procfsUnix(procfs.replace(" 03 ", " ? "))),
+                arguments("a peer by its path, after which an inode cannot be told from a path", Kind.ss, Tables.SS,
+                        ssUnix(ss.replace("*", "/run/client"))),
+                arguments("an error message", Kind.netstat, Tables.NETSTAT, netstatUnix(netstat, "netstat: error")),
+                arguments("an error message", Kind.ss, Tables.SS, ssUnix(ss, "u_str: error")),
+                arguments("an error message", Kind.procfs, Tables.PROCFS_UNIX, procfsUnix(procfs, "I/O error")));
+    }
+
+    @ParameterizedTest(name = "{0}, {1}")
+    @MethodSource({"noTables", "noTablesOfTheTools", "spoiltRowsOfUnixSockets"})
+    void refusesWhatIsNotAWholeTable(String name, Kind kind, List<Pattern> headings, String text) {
+        for (int chunk : CHUNKS) {
+            assertThatThrownBy(() -> read(new Tables(kind.source, PORT, "buildkitd.sock"), headings, chunk, text))
+                    .isInstanceOf(IOException.class);
+        }
     }
 
     // ---- Helpers ---------------------------------------------------------------------------------------------------
 
-    /** The tool's heading and these rows. */
-    private static String table(BuildkitPrestop.Format format, String... rows) {
-        String heading = format == PROCFS ? tcp("") : (format == SS ? EVERY_STATE_SS
+    /** The heading of TCP only, and these rows. */
+    private static String table(Kind kind, String... rows) {
+        String heading = kind == Kind.procfs ? tcp("") : (kind == Kind.ss ? EVERY_STATE_SS
                 : EVERY_STATE_NET_TOOLS).lines().takeWhile(line -> !line.contains("LISTEN"))
                 .collect(Collectors.joining("\n", "", "\n"));
-        return heading + Stream.of(rows).map(row -> row + "\n").collect(Collectors.joining());
+        return heading + lines(rows);
     }
 
-    /** A row of a socket of the watched port, whose peer is 192.0.2.7:41234. */
-    private static String row(BuildkitPrestop.Format format, String state) {
-        if (format == SS) {
-            return "%-10s 0      0         192.0.2.10:1234     192.0.2.7:41234       ".formatted(state);
-        }
-        return format == NETSTAT
-                ? "tcp        0      0 192.0.2.10:1234         192.0.2.7:41234         %-11s".formatted(state)
-                : "   0: 0A0200C0:04D2 070200C0:A112 " + state + " 00000000:00000000" + REST_OF_ROW;
+    private static String netstatUnix(String... rows) {
+        return table(Kind.netstat) + "Active UNIX domain sockets (servers and established)\n"
+                + "Proto RefCnt Flags       Type       State         I-Node   Path\n" + lines(rows);
+    }
+
+    private static String ssUnix(String... rows) {
+        return "Netid " + table(Kind.ss, rows);
+    }
+
+    private static String procfsUnix(String... rows) {
+        return "Num       RefCount Protocol Flags    Type St Inode Path\n" + lines(rows);
+    }
+
+    private static String lines(String... rows) {
+        return Stream.of(rows).map(row -> row + "\n").collect(Collectors.joining());
+    }
+
+    private static String established(Kind kind) {
+        return kind == Kind.netstat ? "ESTABLISHED" : kind == Kind.ss ? "ESTAB" : "01";
+    }
+
+    /** A row of a TCP socket of the watched port, whose peer is 192.0.2.7:41234. */
+    private static String row(Kind kind, String state) {
+        return switch (kind) {
+            case netstat -> "tcp        0      0 192.0.2.10:1234         192.0.2.7:41234         " + state;
+            case ss -> "%-10s 0      0         192.0.2.10:1234     192.0.2.7:41234       ".formatted(state);
+            case procfs -> "   0: 0A0200C0:04D2 070200C0:A112 " + state + " 00000000:00000000" + REST_OF_ROW;
+        };
+    }
+
+    private static String hex(String end) {
+        return "00000000:%04X".formatted(Integer.parseInt(end.substring(end.lastIndexOf(':') + 1)));
     }
 
     /** Adds what /proc/net/tcp has around such rows. */
@@ -534,23 +639,30 @@ class ParserTest {
                 + " tr tm->when retrnsmt   uid  timeout inode\n" + rows.replace("\n", REST_OF_ROW + "\n");
     }
 
+    private static Seen read(Kind kind, String... tables) throws Exception {
+        return readAs("buildkitd.sock", kind, tables);
+    }
+
     /** Reads the tables one after the other, as a whole and in pieces, which must make no difference. */
-    private static Seen read(BuildkitPrestop.Format format, String... tables) throws Exception {
+    private static Seen readAs(String socket, Kind kind, String... texts) throws Exception {
         List<Seen> seen = new ArrayList<>();
         for (int chunk : CHUNKS) {
-            seen.add(read(format, chunk, tables));
+            Tables tables = new Tables(kind.source, PORT, socket);
+            for (String text : texts) {
+                boolean unix = text.matches("(?s)Netid.*|Num.*|.*Active UNIX.*");
+                read(tables, unix ? kind.unix : kind.tcp, chunk, text);
+            }
+            Connections all = tables.seen();
+            seen.add(new Seen(all.tcp.size(), all.unix.size(), all.portListens, all.socketListens,
+                    List.copyOf(all.peers)));
         }
         assertThat(seen).containsOnly(seen.get(0));
         return seen.get(0);
     }
 
-    private static Seen read(BuildkitPrestop.Format format, int chunk, String... tables) throws Exception {
-        BuildkitPrestop.Connections connections = new BuildkitPrestop.Connections();
-        for (String table : tables) {
-            ByteArrayInputStream in = new ByteArrayInputStream(table.getBytes(StandardCharsets.ISO_8859_1));
-            format.parse((buffer, offset, length) -> in.read(buffer, offset, Math.min(length, chunk)),
-                    PORT, connections);
-        }
-        return new Seen(connections.count, connections.listening, List.copyOf(connections.peers));
+    private static void read(Tables tables, List<Pattern> headings, int chunk, String text) throws Exception {
+        // The kernel and the tools write a path's bytes as they are.
+        ByteArrayInputStream in = new ByteArrayInputStream(text.getBytes(StandardCharsets.UTF_8));
+        tables.read(buffer -> in.read(buffer, 0, Math.min(buffer.length, chunk)), headings);
     }
 }

@@ -4,7 +4,6 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
@@ -72,18 +71,24 @@ class PlacesTest {
     /** The sockets are the user's who runs the tests; in a pod, buildkitd's. */
     @ParameterizedTest
     @MethodSource("placesAndSources")
-    void aHookThatSeesNoOwnerOfASocketStillWaitsForIt(Place place, Source source) {
+    void aHookThatSeesNoOwnerOfASocketStillWaitsForIt(Place place, Source source) throws Exception {
         Tools.requireRoot();
         Tools.openToEveryone(directory);
+        Path file = directory.resolve("b.sock");
         try (Server server = Server.start(); Server.Connection build = server.connect();
-                Hook hook = Hook.run(everyones(place.wrapper()), source.environment(server.port(), directory))) {
-            awaitChecks(hook, 10);
-            hook.awaitLog("1 connection to port " + server.port() + " from 127.0.0.1:"
-                    + build.client().getLocalPort());
-            assertThat(hook.process().isAlive()).isTrue();
-            build.close();
-            assertThat(hook.exitCode()).isZero();
-            assertThat(hook.messages("warning")).isEmpty();
+                Server.OnSocket onSocket = new Server.OnSocket(file); AutoCloseable other = onSocket.connect()) {
+            Map<String, String> env = source.environment(server.port(), directory);
+            env.put("BUILDKITD_SOCKET", file.toString());
+            try (Hook hook = Hook.run(everyones(place.wrapper()), env)) {
+                hook.awaitLog("1 connection to port " + server.port() + " from 127.0.0.1:"
+                        + build.client().getLocalPort() + " and 1 to " + file + ".");
+                build.close();
+                awaitChecks(hook, 10);
+                assertThat(hook.process().isAlive()).isTrue();
+                other.close();
+                assertThat(hook.exitCode()).isZero();
+                assertThat(hook.messages("warning")).isEmpty();
+            }
         }
     }
 
@@ -147,27 +152,26 @@ class PlacesTest {
             assertThat(hook.exitCode()).isZero();
             assertThat(hook.messages("warning")).singleElement().asString()
                     .contains("Nothing listens on port " + port);
-            assertThat(hook.messages("debug")).hasSize(1000 / 20);
+            assertThat(hook.messages("debug")).hasSizeBetween(1000 / 20, 1000 / 20 + 1);
         }
     }
 
-    /** A namespace of some thousand services gives each pod such a one; the kernel allows 2 MB. */
+    /** A namespace of some thousand services gives each pod such a one. What is too much for a tool is procfs' turn. */
     @ParameterizedTest
     @EnumSource(Source.class)
     void itWaitsWithAnEnvironmentOfMegabytes(Source source) {
-        Map<String, String> env = new HashMap<>();
-        for (int i = 0; i < 20_000; i++) {
-            env.put("SOME_SERVICE_OF_THE_NAMESPACE_" + i + "_PORT_80_TCP_ADDR", "tcp://10.100.200." + i % 256 + ":80");
-        }
-        try (Server server = Server.start(); Server.Connection build = server.connect()) {
-            env.putAll(source.environment(server.port(), directory));
-            try (Hook hook = Hook.start(env)) {
-                awaitChecks(hook, 10);
-                assertThat(hook.process().isAlive()).isTrue();
-                build.close();
-                assertThat(hook.exitCode()).isZero();
-                assertThat(hook.messages("warning")).isEmpty();
-            }
+        String script = String.join("\n", "ulimit -s 64000", "export NAME='\u00e9'", "i=0",
+                "while [ $i -lt " + (source.command == null ? 80_000 : 20_000) + " ]; do",
+                "export SERVICE_${i}_PORT_80_TCP_ADDR=tcp://10.100.200.7:80; i=$((i + 1)); done", "exec \"$@\"");
+        List<String> command = shell(script);
+        command.addAll(Hook.javaCommand());
+        try (Server server = Server.start(); Server.Connection build = server.connect();
+                Hook hook = Hook.run(command, source.environment(server.port(), directory))) {
+            awaitChecks(hook, 10);
+            assertThat(hook.process().isAlive()).isTrue();
+            build.close();
+            assertThat(hook.exitCode()).isZero();
+            assertThat(hook.messages("warning")).isEmpty();
         }
     }
 
@@ -204,6 +208,7 @@ class PlacesTest {
     static Stream<Arguments> useless() {
         return Stream.of(
                 Arguments.of("another user's", "exec 2>>/dev/null", true),
+                Arguments.of("that of pause, which is /dev/null", "exec 2>/dev/null", false),
                 Arguments.of("a pipe that nobody reads", "exec 2>&4", false),
                 Arguments.of("full", "exec 2>/dev/full", false),
                 Arguments.of("closed", "exec 2>&-", false));

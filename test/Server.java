@@ -3,6 +3,11 @@ import java.io.UncheckedIOException;
 import java.net.InetAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
+import java.net.StandardProtocolFamily;
+import java.net.UnixDomainSocketAddress;
+import java.nio.channels.ServerSocketChannel;
+import java.nio.channels.SocketChannel;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
 
@@ -71,6 +76,61 @@ final class Server implements AutoCloseable {
         public void close() {
             closeQuietly(client);
             closeQuietly(server);
+        }
+    }
+
+    /** Stands for buildkitd on a unix socket. */
+    static final class OnSocket implements AutoCloseable {
+        private final UnixDomainSocketAddress address;
+        private final ServerSocketChannel listener;
+        private final List<SocketChannel> open = new ArrayList<>();
+
+        /** Listens on a file that is not there yet. */
+        OnSocket(Path file) {
+            try {
+                address = UnixDomainSocketAddress.of(file);
+                listener = ServerSocketChannel.open(StandardProtocolFamily.UNIX).bind(address);
+            } catch (IOException e) {
+                throw new UncheckedIOException(e);
+            }
+        }
+
+        /** Opens a connection, which the server does not accept yet. Returns the client's end. */
+        SocketChannel knock() {
+            try {
+                SocketChannel client = SocketChannel.open(address);
+                open.add(client);
+                return client;
+            } catch (IOException e) {
+                throw new UncheckedIOException(e);
+            }
+        }
+
+        /** Accepts the connection that has waited longest. Returns the server's end. */
+        SocketChannel accept() {
+            try {
+                SocketChannel server = listener.accept();
+                open.add(server);
+                return server;
+            } catch (IOException e) {
+                throw new UncheckedIOException(e);
+            }
+        }
+
+        /** Opens a connection. Closing what is returned closes both ends, the client's first. */
+        AutoCloseable connect() {
+            SocketChannel client = knock();
+            SocketChannel server = accept();
+            return () -> {
+                client.close();
+                server.close();
+            };
+        }
+
+        @Override
+        public void close() {
+            open.forEach(Server::closeQuietly);
+            closeQuietly(listener);
         }
     }
 }

@@ -11,6 +11,7 @@ import java.net.Socket;
 import java.net.StandardProtocolFamily;
 import java.nio.channels.ServerSocketChannel;
 import java.nio.channels.SocketChannel;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.LinkedHashMap;
@@ -70,6 +71,56 @@ class SourcesTest {
     }
 
     @Test
+    void agreeOnUnixSocketsWhileTheyComeAndGoBesideTcp() throws Exception {
+        Path file = directory.resolve("b.sock");
+        try (Server tcp = Server.start(); Watch watch = new Watch(tcp.port(), file.toString());
+                Server.OnSocket alike = new Server.OnSocket(directory.resolve("xb.sock"));
+                Server.OnSocket unix = new Server.OnSocket(file)) {
+            alike.connect();
+            watch.sees(0);
+            SocketChannel early = unix.knock();
+            watch.sees(0); // nobody has accepted it
+            SocketChannel accepted = unix.accept();
+            watch.sees(1);
+            Server.Connection second = tcp.connect();
+            watch.sees(2);
+            AutoCloseable third = unix.connect();
+            watch.sees(3);
+            second.close();
+            watch.sees(2);
+            early.close();
+            watch.sees(2); // buildkitd's end is still there
+            accepted.close();
+            watch.sees(1);
+            for (int connections = 2; connections <= 100; connections++) {
+                unix.connect();
+            }
+            watch.sees(100);
+            third.close();
+            watch.sees(99);
+            unix.close();
+            watch.sees(0);
+        }
+    }
+
+    @Test
+    void agreeOnASocketWithBlanksInItsPathOrCannotTell() throws Exception {
+        Path file = Files.createDirectory(directory.resolve("my own")).resolve("b 1.sock");
+        try (Server tcp = Server.start(); Server.OnSocket unix = new Server.OnSocket(file);
+                AutoCloseable build = unix.connect()) {
+            for (String source : List.of("netstat", "ss", "procfs", "auto")) {
+                Tools.require("netstat");
+                Tools.require("ss");
+                try (Hook hook = Hook.start(Hook.env("CONNECTION_SOURCE", source, "BUILDKITD_SOCKET", file,
+                        "BUILDKITD_PORT", tcp.port()), "--once")) { // net-tools shows a path only up to a blank
+                    assertThat(hook.exitCode()).isEqualTo(source.equals("netstat") ? 1 : 0);
+                    assertThat(hook.out()).isEqualTo(source.equals("netstat") ? List.of() : List.of("1"));
+                }
+            }
+        }
+    }
+
+    @Test
     void agreeThatOnlyAnEstablishedConnectionCounts() throws IOException {
         try (Server server = Server.start(); Watch watch = new Watch(server.port())) {
             Server.Connection connection = server.connect();
@@ -112,13 +163,13 @@ class SourcesTest {
     }
 
     @ParameterizedTest
-    @CsvSource({"the language of its table is known, [ \"$LC_ALL\" = C ]",
-        "long addresses are whole, [ \"$1\" = -tanW ]"})
-    void netToolsIsAskedSoThat(String reason, String condition) {
-        String netstat = Tools.require("netstat").toString();
-        Tools.stub(directory.resolve("netstat"), condition + " && exec " + netstat + " \"$@\"\nexit 1\n");
+    @CsvSource({"netstat, buildkitd.sock, -tanx", "netstat, '', -tan", "ss, buildkitd.sock, -tanx", "ss, '', -tan"})
+    void areAskedInALanguageThatIsKnownAndForUnixSocketsOnlyWhereThereIsOne(String tool, String socket,
+            String options) {
+        Tools.stub(directory.resolve(tool), "[ \"$LC_ALL\" = C ] && [ \"$*\" = " + options + " ] && exec "
+                + Tools.require(tool) + " \"$@\"\nexit 1\n");
         Map<String, String> settings = Hook.env("PATH", directory, "LC_ALL", "de_DE.UTF-8",
-                "CONNECTION_SOURCE", "netstat");
+                "CONNECTION_SOURCE", tool, "BUILDKITD_SOCKET", socket);
         try (Server server = Server.start(); Server.Connection build = server.connect();
                 Hook hook = Hook.start(settings, "--once", "--port=" + server.port())) {
             assertThat(hook.exitCode()).isZero();
@@ -158,22 +209,28 @@ class SourcesTest {
     private final class Watch implements AutoCloseable {
         private static final String CHECK = "Active connections to buildkitd: ";
         private static final int CHECKS_TO_STAY = 4;
-        private static final Pattern PEERS = Pattern.compile("\\d+ connections? to port \\d+ from (.*)\\. Waited .*");
+        private static final Pattern PEERS = Pattern.compile(
+                "\\d+ connections? to port \\d+ from (.*?) and \\d+ to .*\\. Waited .*");
 
         private final Map<String, Hook> hooks = new LinkedHashMap<>();
 
         Watch(int port) {
+            this(port, "prestop-test-no-such.sock");
+        }
+
+        Watch(int port, String socket) {
             Path netTools = Tools.require("netstat");
             Path busyBox = Tools.require("busybox");
             Path ss = Tools.require("ss");
-            start("net-tools", port, "netstat", Map.of("netstat", netTools));
-            start("BusyBox", port, "netstat", Map.of("netstat", busyBox));
-            start("ss", port, "ss", Map.of("ss", ss));
-            start("procfs", port, "procfs", Map.of());
+            start("net-tools", port, socket, "netstat", Map.of("netstat", netTools));
+            start("BusyBox", port, socket, "netstat", Map.of("netstat", busyBox));
+            start("ss", port, socket, "ss", Map.of("ss", ss));
+            start("procfs", port, socket, "procfs", Map.of());
         }
 
-        private void start(String name, int port, String source, Map<String, Path> commands) {
+        private void start(String name, int port, String socket, String source, Map<String, Path> commands) {
             hooks.put(name, Hook.start(Hook.env("CONNECTION_SOURCE", source, "BUILDKITD_PORT", port,
+                    "BUILDKITD_SOCKET", socket,
                     "PATH", Tools.only(directory.resolve(name + port), commands), "CHECK_FREQUENCY_MS", 50,
                     "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 3600,
                     "MAX_WAIT_SECONDS", 200, // longer than a test; none stays behind a test run that was killed
