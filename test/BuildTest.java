@@ -9,17 +9,11 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.ArrayList;
-import java.util.Collections;
 import java.util.List;
 import java.util.Map;
-import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.CompletableFuture;
-import java.util.concurrent.LinkedBlockingQueue;
-import java.util.concurrent.ThreadLocalRandom;
-import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
-import java.util.regex.Matcher;
-import java.util.regex.Pattern;
+import java.util.function.Consumer;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.Assumptions;
@@ -30,17 +24,19 @@ import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.MethodSource;
 import org.opentest4j.TestAbortedException;
 
 /**
- * The hook beside a real BuildKit: the one inside dockerd, which needs no image from a registry. The client is docker,
- * and the images hold nothing but BusyBox.
+ * The hook beside a real BuildKit: the one inside dockerd, which needs no image from a registry. The clients are those
+ * of every docker that Dockerd.Docker finds, old and modern, and the images hold nothing but BusyBox.
  *
- * A build by docker holds two connections from its first to its last moment: the request for the build, whose answer
- * is the progress, and the session, over which the daemon fetches the files. (On buildkitd's own port one connection
- * carries both.) So the tests ask for connections, not for a number of them.
+ * A build by docker holds several connections from its first to its last moment: the request for the build, whose
+ * answer is the progress, the session, over which the daemon fetches the files, and buildx's own. (On buildkitd's
+ * addresses one connection carries all.) So the tests ask for connections, not for a number of them.
  */
-@Timeout(180) // a test may have to wait for its port
+@Timeout(180) // a test may have to wait for its address
 class BuildTest {
 
     private static final int QUIET_SECONDS = 2;
@@ -51,15 +47,50 @@ class BuildTest {
 
     @TempDir
     private static Path directory;
-    private static Dockerd dockerd;
+    private static Path context;
+    private static final List<Dockerd> dockerds = new ArrayList<>();
     private static List<String> javaForEveryone;
     private static TestAbortedException missing;
 
     @BeforeAll
-    static void startDockerd() throws IOException {
+    static void startDockerds() throws IOException {
         try {
+            Tools.requireRoot();
             Tools.openToEveryone(directory);
-            dockerd = Dockerd.start(directory.toRealPath());
+            directory = directory.toRealPath();
+            context = Files.createDirectory(directory.resolve("context"));
+            Files.copy(Tools.require("busybox"), context.resolve("busybox"));
+            Assumptions.assumeTrue(Hook.run(List.of("chroot", context.toString(), "/busybox", "true"), Map.of())
+                    .exitCode() == 0, "needs a busybox that is linked statically (package busybox-static)");
+            Files.writeString(context.resolve("Dockerfile"), """
+                    FROM scratch
+                    COPY busybox /bin/busybox
+                    ARG IMAGE
+                    ARG GATE
+                    RUN ["/bin/busybox", "sh", "-c", "exit $(/bin/busybox nc 127.0.0.1 $GATE)"]
+                    """);
+            // Its steps have no network, because bake uses the host's only with consent, which old ones do not know.
+            Files.writeString(context.resolve("bake.hcl"), """
+                    target "first" {
+                        no-cache = true
+                        dockerfile-inline = <<EOF
+                            ARG BASE=scratch
+                            FROM $BASE
+                            COPY busybox /bin/busybox
+                            RUN --network=none ["/bin/busybox", "sleep", "5"]
+                        EOF
+                    }
+                    target "second" {
+                        inherits = ["first"]
+                        contexts = { first = "target:first" }
+                        args = { BASE = "first" }
+                    }
+                    """);
+            for (Dockerd.Docker docker : Dockerd.Docker.installed(directory)) {
+                dockerds.add(new Dockerd(docker, Files.createTempDirectory(directory, "dockerd")));
+                System.out.println("BuildTest runs " + docker.versions);
+            }
+            dockerds.forEach(Dockerd::awaitReady);
         } catch (TestAbortedException e) {
             missing = e;
         }
@@ -74,106 +105,123 @@ class BuildTest {
     }
 
     @AfterAll
-    static void stopDockerd() {
-        if (dockerd != null) {
-            dockerd.close();
+    static void stopDockerds() {
+        dockerds.forEach(Dockerd::close);
+    }
+
+    /** What a client connects to. */
+    enum Over { TCP, SOCKET }
+
+    /** A docker that builds over one of the two. */
+    record Way(Dockerd dockerd, Over over) {
+        @Override
+        public String toString() {
+            return dockerd.docker.versions + " over " + over;
         }
+    }
+
+    static Stream<Way> ways() {
+        return missing != null ? Stream.of((Way) null) // which runs no test, but is told
+                : dockerds.stream().flatMap(dockerd -> Stream.of(Over.values()).map(over -> new Way(dockerd, over)));
+    }
+
+    private static Dockerd newest() {
+        return dockerds.get(dockerds.size() - 1);
     }
 
     // ---- The tests -------------------------------------------------------------------------------------------------
 
-    @Test
-    void staysWhileABuildRuns() {
-        try (Port port = dockerd.takePort(); Build build = Build.start(port).awaitRunning();
-                Drain drain = Drain.start(port)) {
-            drain.awaitChecks(CHECKS_NEEDED + 5, true); // without the build it would have left
-            assertThat(build.finish()).isZero();
-            drain.assertLeftAfter(build);
-        }
-    }
-
-    @Test
-    void staysWhenABuildComesLate() {
-        try (Port port = dockerd.takePort(); Drain drain = Drain.start(port, LONG_QUIET_SECONDS)) {
-            drain.awaitChecks(3, false);
-            try (Build build = Build.start(port).awaitRunning()) {
-                drain.awaitChecks(1, true);
-                assertThat(build.finish()).isZero();
-                drain.assertLeftAfter(build);
-            }
-        }
-    }
-
-    @Test
-    void staysUntilTheLastOfTwoOverlappingBuildsHasEnded() {
-        try (Port port = dockerd.takePort(); Build first = Build.start(port).awaitRunning();
-                Drain drain = Drain.start(port)) {
-            drain.awaitChecks(CHECKS_NEEDED + 5, true); // without the build it would have left
-            try (Build second = Build.start(port).awaitRunning()) {
-                assertThat(first.finish()).isZero();
-                drain.awaitChecks(CHECKS_NEEDED + 5, true); // without the build it would have left
-                assertThat(second.finish()).isZero();
-                drain.assertLeftAfter(second);
-            }
-        }
-    }
-
-    @Test
-    void staysThroughAPauseThatIsShorterThanTheQuietTime() {
-        try (Port port = dockerd.takePort(); Build first = Build.start(port).awaitRunning();
-                Drain drain = Drain.start(port, LONG_QUIET_SECONDS)) {
+    @ParameterizedTest
+    @MethodSource("ways")
+    void staysWhileABuildSendsNothingForTwentySeconds(Way way) {
+        try (Dockerd.Address address = way.dockerd.takeAddress(); Build build = Build.start(address, way.over);
+                Drain drain = Drain.start(address)) {
+            Hook.pause(20_000);
             drain.awaitChecks(1, true);
-            assertThat(first.finish()).isZero();
+            assertThat(build.finish(0)).isZero();
+            drain.assertLeftAfter(build);
+            assertThat(drain.checks().subList(0, drain.busyUntil())).doesNotContain(false);
+        }
+    }
+
+    @ParameterizedTest
+    @MethodSource("ways")
+    void staysThroughAPauseThatIsShorterThanTheQuietTime(Way way) {
+        try (Dockerd.Address address = way.dockerd.takeAddress(); Build first = Build.start(address, way.over);
+                Drain drain = Drain.start(address, LONG_QUIET_SECONDS, Hook.javaCommand())) {
+            drain.awaitChecks(1, true);
+            assertThat(first.finish(0)).isZero();
             drain.awaitChecks(4, false);
-            try (Build second = Build.start(port).awaitRunning()) {
+            try (Build second = Build.start(address, way.over)) {
                 drain.awaitChecks(1, true);
-                assertThat(second.finish()).isZero();
+                assertThat(second.finish(0)).isZero();
                 drain.assertLeftAfter(second);
             }
         }
     }
 
-    @Test
-    void leavesAfterABuildThatFailed() {
-        try (Port port = dockerd.takePort(); Build build = Build.start(port, 1).awaitRunning();
-                Drain drain = Drain.start(port)) {
-            drain.awaitChecks(CHECKS_NEEDED + 5, true); // without the build it would have left
-            assertThat(build.finish()).isEqualTo(1);
-            drain.assertLeftAfter(build);
-        }
+    @ParameterizedTest
+    @MethodSource("ways")
+    void leavesAfterABuildThatFailed(Way way) {
+        leavesAfter(way, build -> assertThat(build.finish(1)).isNotZero());
     }
 
-    @Test
-    void leavesAfterTheClientWasKilled() {
-        try (Port port = dockerd.takePort(); Build build = Build.start(port).awaitRunning();
-                Drain drain = Drain.start(port)) {
+    @ParameterizedTest
+    @MethodSource("ways")
+    void leavesAfterABuildThatItsClientCancelled(Way way) {
+        leavesAfter(way, Build::cancel);
+    }
+
+    @ParameterizedTest
+    @MethodSource("ways")
+    void leavesAfterTheClientWasKilled(Way way) {
+        leavesAfter(way, Build::kill);
+    }
+
+    private static void leavesAfter(Way way, Consumer<Build> end) {
+        try (Dockerd.Address address = way.dockerd.takeAddress(); Build build = Build.start(address, way.over);
+                Drain drain = Drain.start(address)) {
             drain.awaitChecks(CHECKS_NEEDED + 5, true); // without the build it would have left
-            build.kill();
+            end.accept(build);
             drain.assertLeftAfter(build);
             build.awaitStepStopped(); // as BuildKit does with a build whose client has gone
         }
     }
 
-    @Test
-    void leavesAfterTheQuietTimeWhenThereIsNoBuild() {
-        try (Port port = dockerd.takePort(); Drain drain = Drain.start(port)) {
-            assertThat(drain.hook.exitCode()).isZero();
-            assertThat(drain.checks()).hasSize(CHECKS_NEEDED).containsOnly(false);
-            assertThat(drain.hook.messages("info")).noneMatch(line -> line.contains(" from "));
-            assertThat(drain.hook.messages("warning")).isEmpty();
+    @ParameterizedTest
+    @EnumSource
+    void staysUntilTheSecondTargetOfABakeIsBuilt(Over over) {
+        Assumptions.assumeTrue(newest().docker.hasBuildx,
+                "needs docker 23 or newer with buildx, on the PATH or in MODERN_DOCKER");
+        try (Dockerd.Address address = newest().takeAddress(); Build bake = Build.bake(address, over);
+                Drain drain = Drain.start(address)) {
+            drain.awaitChecks(1, true);
+            assertThat(bake.client.exitCode()).isZero();
+            drain.assertLeftAfter(bake);
+            assertThat(drain.checks().subList(0, drain.busyUntil())).doesNotContain(false);
         }
     }
 
     @ParameterizedTest
     @CsvSource({"root, netstat", "root, ss", "root, procfs", "other, netstat", "other, ss", "other, procfs"})
-    void staysWhileABuildRunsWhateverTheUserAndTheSource(String user, String source) {
+    void staysUntilTheLastBuildHasEndedWhateverTheUserAndTheSource(String user, String source) {
         // What the hook sees of a socket must not depend on who owns it.
         List<String> java = user.equals("root") ? Hook.javaCommand() : javaOfAnotherUser();
-        try (Port port = dockerd.takePort(); Build build = Build.start(port).awaitRunning();
-                Drain drain = Drain.start(port, QUIET_SECONDS, java, "--source", source)) {
-            drain.awaitChecks(CHECKS_NEEDED + 5, true); // without the build it would have left
-            assertThat(build.finish()).isZero();
-            drain.assertLeftAfter(build);
+        try (Dockerd.Address address = newest().takeAddress(); Build first = Build.start(address, Over.TCP);
+                Build second = Build.start(address, Over.SOCKET);
+                Drain drain = Drain.start(address, QUIET_SECONDS, java, "--source", source)) {
+            drain.awaitChecks(1, true);
+            assertThat(first.finish(0)).isZero();
+            drain.awaitChecks(CHECKS_NEEDED + 5, true); // without the one over the socket it would have left
+            try (Build third = Build.start(address, Over.TCP)) {
+                assertThat(second.finish(0)).isZero();
+                drain.awaitChecks(CHECKS_NEEDED + 5, true); // without the one over TCP it would have left
+                assertThat(third.finish(0)).isZero();
+                drain.assertLeftAfter(third);
+            }
+            assertThat(drain.checks().subList(0, drain.busyUntil())).doesNotContain(false);
+            assertThat(drain.hook.messages("info")).anyMatch(line -> line.matches(".* \\d+ connections? to port "
+                    + address.port() + " from 127\\.0\\.0\\.1:\\d+.* and [1-9]\\d* to " + drain.socket() + "\\..*"));
         }
     }
 
@@ -186,30 +234,41 @@ class BuildTest {
         return javaForEveryone;
     }
 
+    @Test
+    void leavesAfterTheQuietTimeWhenThereIsNoBuild() {
+        try (Dockerd.Address address = newest().takeAddress(); Drain drain = Drain.start(address)) {
+            assertThat(drain.hook.exitCode()).isZero();
+            assertThat(drain.checks()).hasSizeBetween(CHECKS_NEEDED, CHECKS_NEEDED + 3).containsOnly(false);
+            assertThat(drain.hook.messages("info")).noneMatch(line -> line.contains(" from "));
+            assertThat(drain.hook.messages("warning")).isEmpty();
+        }
+    }
+
     // ---- The hook --------------------------------------------------------------------------------------------------
 
     /** When the process ended, as System.nanoTime(). */
-    private static CompletableFuture<Long> endOf(Process process) {
-        return process.onExit().thenApply(ended -> System.nanoTime());
+    private static CompletableFuture<Long> endOf(Hook process) {
+        return process.process().onExit().thenApply(ended -> System.nanoTime());
     }
 
     /** A run of the hook. */
-    private record Drain(Hook hook, CompletableFuture<Long> end, Port port, int quietSeconds)
+    private record Drain(Hook hook, CompletableFuture<Long> end, Dockerd.Address address, int quietSeconds)
             implements AutoCloseable {
 
-        static Drain start(Port port) {
-            return start(port, QUIET_SECONDS);
+        static Drain start(Dockerd.Address address) {
+            return start(address, QUIET_SECONDS, Hook.javaCommand());
         }
 
-        static Drain start(Port port, int quietSeconds) {
-            return start(port, quietSeconds, Hook.javaCommand());
-        }
-
-        static Drain start(Port port, int quietSeconds, List<String> java, String... args) {
+        static Drain start(Dockerd.Address address, int quietSeconds, List<String> java, String... args) {
             Hook hook = Hook.run(Stream.concat(java.stream(), Stream.of(args)).toList(), Hook.env("DEBUG", "1",
-                    "BUILDKITD_PORT", port.number(), "CHECK_FREQUENCY_MS", quietSeconds * 1000 / CHECKS_NEEDED,
+                    "BUILDKITD_PORT", address.port(), "BUILDKITD_SOCKET", address.socket().getFileName(),
+                    "CHECK_FREQUENCY_MS", quietSeconds * 1000 / CHECKS_NEEDED,
                     "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", quietSeconds));
-            return new Drain(hook, endOf(hook.process()), port, quietSeconds);
+            return new Drain(hook, endOf(hook), address, quietSeconds);
+        }
+
+        String socket() {
+            return address.socket().getFileName().toString();
         }
 
         /** Waits for so many more checks that see connections, or that see none. */
@@ -226,6 +285,11 @@ class BuildTest {
                     .map(line -> !line.contains(" buildkitd: 0\"")).toList();
         }
 
+        /** How many checks there were until the last one that saw connections. */
+        int busyUntil() {
+            return checks().lastIndexOf(true) + 1;
+        }
+
         /** For a build that has just ended: asserts that the hook stayed until then, and left after the quiet time. */
         void assertLeftAfter(Build build) {
             int checksBefore = checks().size();
@@ -234,15 +298,16 @@ class BuildTest {
             assertThat(Duration.ofNanos(end.join() - build.end.join())).as("from the client's end to the hook's")
                     .isGreaterThan(Duration.ofSeconds(quietSeconds - 1));
             // The latest moment to leave is told in checks. How long they take says more about the other tests.
-            int busyChecks = checks().lastIndexOf(true) + 1;
-            assertThat(busyChecks - checksBefore).as("busy checks after the build").isLessThanOrEqualTo(10);
-            assertThat(checks().size() - busyChecks).as("quiet checks after the build").isEqualTo(CHECKS_NEEDED);
-            assertThat(hook.messages("info"))
-                    .anyMatch(line -> line.matches(".* connections? to port " + port.number
-                            + " from 127\\.0\\.0\\.1:\\d+.*"))
+            assertThat(busyUntil() - checksBefore).as("busy checks after the build").isLessThanOrEqualTo(10);
+            assertThat(checks().size() - busyUntil()).as("quiet checks after the build")
+                    .isBetween(CHECKS_NEEDED, CHECKS_NEEDED + 3); // more, if the quiet time was not over
+            String seen = build.over == Over.TCP
+                    ? ".* \\d+ connections? to port " + address.port() + " from 127\\.0\\.0\\.1:\\d+.*"
+                    : ".* 0 connections to port " + address.port() + " and [1-9]\\d* to " + socket() + "\\..*";
+            assertThat(hook.messages("info")).anyMatch(line -> line.matches(seen))
                     .endsWith("[PreStop Hook] All build processes seem to have stopped. Exiting now.");
             assertThat(hook.messages("warning")).isEmpty();
-            assertThat(build.imageExists()).isEqualTo(build.client.exitValue() == 0);
+            assertThat(build.imageExists()).isEqualTo(build.client.exitCode() == 0);
         }
 
         @Override
@@ -253,284 +318,113 @@ class BuildTest {
 
     // ---- The client ------------------------------------------------------------------------------------------------
 
-    /** A build that runs until the test lets it go: its only step holds a connection to the test. */
+    /** A client that builds. */
     private static final class Build implements AutoCloseable {
         private static final AtomicInteger COUNTER = new AtomicInteger();
 
         private final String image = "build-" + COUNTER.incrementAndGet();
-        private final Path log = dockerd.directory.resolve(image + ".log");
-        private final Port port;
+        private final Dockerd.Address address;
+        private final Over over;
         private final ServerSocket gate;
-        private final Process client;
+        private final Hook client;
         private final CompletableFuture<Long> end;
         private Socket step;
 
-        static Build start(Port port) {
-            return start(port, 0);
+        /** A build that runs until the test lets it go: its only step is connected to the test. */
+        static Build start(Dockerd.Address address, Over over) {
+            return new Build(address, over, false);
         }
 
-        /** The exit code is that of the step. */
-        static Build start(Port port, int exitCode) {
+        /** A bake of two targets, of which the second needs the first. Each runs for five seconds. */
+        static Build bake(Dockerd.Address address, Over over) {
+            return new Build(address, over, true);
+        }
+
+        private Build(Dockerd.Address address, Over over, boolean bake) {
+            this.address = address;
+            this.over = over;
             try {
-                return new Build(port, exitCode);
+                gate = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"));
+                gate.setSoTimeout((int) Hook.PATIENCE.toMillis());
             } catch (IOException e) {
                 throw new UncheckedIOException(e);
             }
-        }
-
-        private Build(Port port, int exitCode) throws IOException {
-            this.port = port;
-            gate = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"));
-            gate.setSoTimeout((int) Hook.PATIENCE.toMillis());
-            // The arguments are part of the step's environment, so none finds another's result in the cache.
-            client = dockerd.docker(log, port, "build", "--network=host", "--progress=plain", "--tag", image,
-                    "--build-arg", "IMAGE=" + image, "--build-arg", "GATE=" + gate.getLocalPort(),
-                    "--build-arg", "EXIT=" + exitCode, dockerd.context.toString());
+            // The arguments are part of a step's environment, so none finds another's result in the cache.
+            client = bake
+                    ? docker("buildx", "bake", "--progress=plain", "--file=" + context.resolve("bake.hcl"),
+                            "--set=*.context=" + context, "--set=second.tags=" + image, "first", "second")
+                    : docker(address.dockerd().docker.hasBuildx ? "buildx" : "image", "build", "--progress=plain",
+                            "--network=host", "--tag=" + image, "--build-arg=IMAGE=" + image,
+                            "--build-arg=GATE=" + gate.getLocalPort(), context.toString());
             end = endOf(client);
-        }
-
-        Build awaitRunning() {
             try {
-                step = gate.accept();
-                step.setSoTimeout((int) Hook.PATIENCE.toMillis());
-                return this;
-            } catch (IOException e) {
+                if (bake) {
+                    client.awaitLog("] RUN ");
+                } else {
+                    step = gate.accept();
+                    step.setSoTimeout((int) Hook.PATIENCE.toMillis());
+                }
+            } catch (IOException | AssertionError e) {
                 close();
-                throw new AssertionError("the build does not run:\n" + Dockerd.text(log), e);
+                throw new AssertionError("the build does not run:\n" + String.join("\n", client.err()), e);
             }
         }
 
-        /** Lets the build end, and returns the exit code of the client. */
-        int finish() {
-            closeQuietly(step);
-            Hook.waitUntil("the build ends", () -> !client.isAlive());
-            return client.exitValue();
+        private Hook docker(String... arguments) {
+            return address.dockerd().docker.run(over == Over.TCP ? address.tcp() : address.unix(), arguments);
         }
 
-        /** Kills the client, and the plugin that does the work in newer ones. */
+        /** Lets the step end with the exit code, a digit, and returns that of the client. */
+        int finish(int exitCode) {
+            try {
+                step.getOutputStream().write('0' + exitCode);
+                step.shutdownOutput();
+            } catch (IOException e) {
+                throw new UncheckedIOException(e);
+            }
+            return client.exitCode();
+        }
+
+        /** What Ctrl-C does. */
+        void cancel() {
+            List<String> command = new ArrayList<>(List.of("kill", "-INT"));
+            processes().forEach(process -> command.add(String.valueOf(process.pid())));
+            assertThat(Hook.run(command, Map.of()).exitCode()).isZero();
+            assertThat(client.exitCode()).isNotZero();
+        }
+
         void kill() {
-            List<ProcessHandle> processes = new ArrayList<>(client.descendants().toList());
-            processes.add(client.toHandle());
-            processes.forEach(ProcessHandle::destroyForcibly);
-            Hook.waitUntil("the client ends", () -> !client.isAlive());
+            processes().forEach(ProcessHandle::destroyForcibly);
+            client.exitCode();
+        }
+
+        /** The plugin that does the work in newer ones, and the client. */
+        private List<ProcessHandle> processes() {
+            return Stream.concat(client.process().descendants(), Stream.of(client.process().toHandle())).toList();
         }
 
         void awaitStepStopped() {
             try {
                 step.getInputStream().readAllBytes();
             } catch (IOException e) {
-                throw new AssertionError("the step still runs though the client was killed", e);
+                throw new AssertionError("the step still runs though its client has gone", e);
             }
         }
 
         boolean imageExists() {
-            Process inspect = dockerd.docker(dockerd.directory.resolve(image + ".inspect"), port, "inspect", image);
-            Hook.waitUntil("docker inspect ends", () -> !inspect.isAlive());
-            return inspect.exitValue() == 0;
+            return docker("inspect", image).exitCode() == 0;
         }
 
         @Override
         public void close() {
             kill();
-            closeQuietly(step);
-            closeQuietly(gate);
-        }
-
-        private static void closeQuietly(AutoCloseable socket) {
             try {
-                if (socket != null) {
-                    socket.close();
+                gate.close();
+                if (step != null) {
+                    step.close();
                 }
-            } catch (Exception e) {
-                // it is gone either way
-            }
-        }
-    }
-
-    // ---- The daemon ------------------------------------------------------------------------------------------------
-
-    /** A port of the daemon that one test has for itself, so that its hook sees no other test's builds. */
-    private record Port(int number, BlockingQueue<Integer> free) implements AutoCloseable {
-        @Override
-        public void close() {
-            free.add(number);
-        }
-    }
-
-    /** A dockerd with all its state in one directory. */
-    private static final class Dockerd implements AutoCloseable {
-        /** So many tests run at a time. A dockerd takes a second per port to start: it warns that there is no TLS. */
-        private static final int PORTS = 4;
-
-        private final Path directory;
-        private final Path context;
-        private final Path client;
-        private final Process process;
-        private final List<Integer> ports;
-        private final BlockingQueue<Integer> free = new LinkedBlockingQueue<>();
-
-        static Dockerd start(Path directory) throws IOException {
-            Tools.requireRoot();
-            Tools.require("dockerd");
-            Tools.require("docker");
-            Path context = Files.createDirectory(directory.resolve("context"));
-            Path busybox = Files.copy(Tools.require("busybox"), context.resolve("busybox"));
-            int code = exitCode(directory, List.of("chroot", context.toString(), "/busybox", "true"));
-            Assumptions.assumeTrue(code == 0, "needs a busybox that is linked statically (package busybox-static)");
-            Files.writeString(context.resolve("Dockerfile"), """
-                    FROM scratch
-                    COPY busybox /bin/busybox
-                    ARG IMAGE
-                    ARG GATE
-                    ARG EXIT
-                    RUN ["/bin/busybox", "sh", "-c", "/bin/busybox nc 127.0.0.1 $GATE && exit $EXIT"]
-                    """);
-            Dockerd started = new Dockerd(directory, context, findClient(directory));
-            try {
-                started.awaitReady();
-            } catch (Throwable e) {
-                started.close();
-                throw e;
-            }
-            return started;
-        }
-
-        private Dockerd(Path directory, Path context, Path client) throws IOException {
-            this.directory = directory;
-            this.context = context;
-            this.client = client;
-            ports = freePorts();
-            free.addAll(ports);
-            // Nothing of a Docker that this machine may have: not its settings, networks, firewall rules, containers.
-            List<String> command = new ArrayList<>(List.of("dockerd", "--storage-driver=vfs", "--bridge=none",
-                    "--iptables=false", "--ip6tables=false", "--containerd-namespace=buildkit-prestop-test",
-                    "--containerd-plugins-namespace=buildkit-prestop-test-plugins",
-                    "--config-file=" + Files.writeString(directory.resolve("daemon.json"), "{}"),
-                    "--data-root=" + directory.resolve("data"), "--exec-root=" + directory.resolve("exec"),
-                    "--pidfile=" + directory.resolve("pid")));
-            ports.forEach(port -> command.add("--host=tcp://127.0.0.1:" + port));
-            process = run(directory, directory.resolve("dockerd.log"), command);
-            Runtime.getRuntime().addShutdownHook(new Thread(this::stop)); // when the tests are interrupted
-        }
-
-        private void awaitReady() {
-            try {
-                for (int port : ports) {
-                    Hook.waitUntil("dockerd answers", () -> !process.isAlive() || exitCode(directory,
-                            List.of(client.toString(), "--host=tcp://127.0.0.1:" + port, "version")) == 0);
-                }
-                assertThat(process.isAlive()).as("dockerd runs").isTrue();
-            } catch (AssertionError e) {
-                throw new AssertionError("dockerd did not start:\n" + text(directory.resolve("dockerd.log")), e);
-            }
-        }
-
-        /** Waits for a port that no other test uses. */
-        Port takePort() {
-            try {
-                return new Port(free.take(), free);
-            } catch (InterruptedException e) {
-                throw new IllegalStateException(e);
-            }
-        }
-
-        /** Starts the client. What it prints goes to the file. */
-        Process docker(Path output, Port port, String... args) {
-            List<String> command = new ArrayList<>();
-            command.addAll(List.of(client.toString(), "--host=tcp://127.0.0.1:" + port.number));
-            command.addAll(List.of(args));
-            return run(directory, output, command);
-        }
-
-        /** The first docker on the PATH that can build with BuildKit. From version 23 on that takes a plugin. */
-        private static Path findClient(Path directory) {
-            Path output = directory.resolve("version");
-            for (String place : (System.getenv("PATH") + ":/usr/bin").split(":")) {
-                Path docker = Path.of(place, "docker");
-                if (Files.isExecutable(docker) && exitCode(directory, output, List.of(docker.toString(), "-v")) == 0) {
-                    Matcher version = Pattern.compile("Docker version (\\d+).*").matcher(text(output).strip());
-                    if (version.matches() && (Integer.parseInt(version.group(1)) < 23
-                            || exitCode(directory, List.of(docker.toString(), "buildx", "version")) == 0)) {
-                        return docker;
-                    }
-                }
-            }
-            return Assumptions.abort("needs a docker that can build with BuildKit (from 23 on: docker-buildx)");
-        }
-
-        /** Ports below those that the kernel gives to clients, so that no other test's connection takes one. */
-        private static List<Integer> freePorts() {
-            List<Integer> found = new ArrayList<>();
-            while (found.size() < PORTS) {
-                int port = ThreadLocalRandom.current().nextInt(10_000, 32_000);
-                try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getByName("127.0.0.1"))) {
-                    if (!found.contains(port)) {
-                        found.add(port);
-                    }
-                } catch (IOException e) {
-                    // somebody has it
-                }
-            }
-            return found;
-        }
-
-        @Override
-        public void close() {
-            stop();
-            // What dockerd could not unmount must not be in the way of deleting the directory, nor be deleted with it.
-            List<String> mounts = new ArrayList<>(Stream.of(text(Path.of("/proc/self/mounts")).split("\n"))
-                    .map(line -> line.split(" ")[1]).filter(mount -> mount.startsWith(directory + "/")).toList());
-            Collections.reverse(mounts);
-            for (String mount : mounts) {
-                assertThat(exitCode(directory, List.of("umount", mount))).as("umount " + mount).isZero();
-            }
-        }
-
-        /** Ends dockerd, its containerd, and whatever they still run. */
-        private void stop() {
-            List<ProcessHandle> processes = new ArrayList<>(process.descendants().toList());
-            processes.add(process.toHandle());
-            process.destroy();
-            try {
-                process.waitFor(15, TimeUnit.SECONDS);
-            } catch (InterruptedException e) {
-                Thread.currentThread().interrupt();
-            }
-            processes.forEach(ProcessHandle::destroyForcibly);
-            Hook.waitUntil("dockerd's processes end", () -> processes.stream().noneMatch(ProcessHandle::isAlive));
-        }
-
-        private static int exitCode(Path directory, List<String> command) {
-            return exitCode(directory, directory.resolve("output"), command);
-        }
-
-        private static int exitCode(Path directory, Path output, List<String> command) {
-            try {
-                return run(directory, output, command).waitFor();
-            } catch (InterruptedException e) {
-                throw new IllegalStateException(e);
-            }
-        }
-
-        /** Starts a command in an environment that holds no settings for Docker but BuildKit. */
-        private static Process run(Path directory, Path output, List<String> command) {
-            ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true)
-                    .redirectOutput(output.toFile());
-            builder.environment().clear();
-            builder.environment().putAll(Map.of("PATH", System.getenv("PATH"), "HOME", directory.toString(),
-                    "DOCKER_CONFIG", directory.resolve("config").toString(), "DOCKER_BUILDKIT", "1"));
-            try {
-                return builder.start();
             } catch (IOException e) {
                 throw new UncheckedIOException(e);
-            }
-        }
-
-        private static String text(Path file) {
-            try {
-                return Files.readString(file);
-            } catch (IOException e) {
-                return e.toString();
             }
         }
     }

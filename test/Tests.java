@@ -6,6 +6,7 @@
 //DEPS io.fabric8:kubernetes-model-apps:7.4.0
 //SOURCES ../buildkit-prestop.java
 //SOURCES *Test.java
+//SOURCES Dockerd.java
 //SOURCES Hook.java
 //SOURCES Server.java
 //SOURCES Tools.java

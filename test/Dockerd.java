@@ -1,0 +1,217 @@
+import java.io.IOException;
+import java.net.InetAddress;
+import java.net.ServerSocket;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.HashMap;
+import java.util.HashSet;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.ThreadLocalRandom;
+import java.util.concurrent.TimeUnit;
+import java.util.regex.Matcher;
+import java.util.regex.Pattern;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.Assumptions;
+
+/** A dockerd with all its state in one directory, and with several addresses, so that each test has one to itself. */
+final class Dockerd implements AutoCloseable {
+
+    /** So many tests run at a time. A dockerd takes a second per port to start: it warns that there is no TLS. */
+    private static final int ADDRESSES = 4;
+
+    final Docker docker;
+    private final Path directory;
+    private final Hook process;
+    private final BlockingQueue<Address> free = new LinkedBlockingQueue<>();
+
+    /** Starts it; it takes some seconds until it answers. */
+    Dockerd(Docker docker, Path directory) {
+        this.docker = docker;
+        this.directory = directory;
+        for (int port : freePorts()) {
+            free.add(new Address(this, port, directory.resolve("docker-" + port + ".sock")));
+        }
+        process = Hook.run(docker.daemonCommand(directory, free.stream()
+                .flatMap(address -> Stream.of(address.tcp(), address.unix())).toArray(String[]::new)),
+                docker.environment);
+        Runtime.getRuntime().addShutdownHook(new Thread(this::stop)); // when the tests are interrupted
+    }
+
+    void awaitReady() {
+        String host = free.element().tcp();
+        Hook.waitUntil("dockerd answers", () -> {
+            if (!process.process().isAlive()) {
+                throw new AssertionError("dockerd did not start:\n" + String.join("\n", process.err()));
+            }
+            return docker.run(host, "version").exitCode() == 0;
+        });
+    }
+
+    /** Waits for an address that no other test uses. */
+    Address takeAddress() {
+        try {
+            return free.take();
+        } catch (InterruptedException e) {
+            throw new IllegalStateException(e);
+        }
+    }
+
+    /** Where one test's clients find the daemon. Its hook sees no other test's builds. Closing it gives it back. */
+    record Address(Dockerd dockerd, int port, Path socket) implements AutoCloseable {
+
+        String tcp() {
+            return "tcp://127.0.0.1:" + port;
+        }
+
+        String unix() {
+            return "unix://" + socket;
+        }
+
+        @Override
+        public void close() {
+            dockerd.free.add(this);
+        }
+    }
+
+    /** Ports below those that the kernel gives to clients, so that no other test's connection takes one. */
+    private static Set<Integer> freePorts() {
+        Set<Integer> found = new HashSet<>();
+        while (found.size() < ADDRESSES) {
+            int port = ThreadLocalRandom.current().nextInt(10_000, 32_000);
+            try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getByName("127.0.0.1"))) {
+                found.add(port);
+            } catch (IOException e) {
+                // somebody has it
+            }
+        }
+        return found;
+    }
+
+    @Override
+    public void close() {
+        stop();
+        // What dockerd could not unmount must not be in the way of deleting the directory, nor be deleted with it.
+        Hook unmount = Hook.run(List.of("sh", "-c", "awk -v dir=\"$0/\" 'index($2, dir) == 1 { print $2 }'"
+                + " /proc/self/mounts | sort -r | xargs -r umount", directory.toString()), Map.of());
+        if (unmount.exitCode() != 0) {
+            throw new AssertionError(unmount.err());
+        }
+    }
+
+    /** Ends dockerd, its containerd, and whatever they still run. */
+    private void stop() {
+        List<ProcessHandle> processes = new ArrayList<>(process.process().descendants().toList());
+        processes.add(process.process().toHandle());
+        process.process().destroy();
+        try {
+            process.process().waitFor(15, TimeUnit.SECONDS);
+        } catch (InterruptedException e) {
+            Thread.currentThread().interrupt();
+        }
+        processes.forEach(ProcessHandle::destroyForcibly);
+        Hook.waitUntil("dockerd's processes end", () -> processes.stream().noneMatch(ProcessHandle::isAlive));
+    }
+
+    /**
+     * A docker that is installed and can build with BuildKit: up to version 22 by itself, from 23 on with buildx.
+     *
+     * There may be two: the one on the PATH, and one in the folder that the environment variable MODERN_DOCKER names,
+     * which holds bin/docker, bin/containerd, sbin/dockerd and libexec/docker/cli-plugins/docker-buildx. That is for
+     * machines whose own docker is older than 23: there .ci/run unpacks a newer one and sets the variable.
+     */
+    static final class Docker {
+        /** For the client and for the daemon: no settings for Docker but BuildKit. */
+        final Map<String, String> environment;
+        /** Whether client and daemon are new enough for buildx, and it is there. */
+        final boolean hasBuildx;
+        /** Of everything in it. */
+        final String versions;
+        private final boolean canBuild;
+        private final String client;
+        private final String daemon;
+
+        private Docker(Path client, Path daemon, String path, Path home) throws IOException {
+            this.client = client.toString();
+            this.daemon = daemon.toString();
+            environment = Hook.env("PATH", path, "HOME", home, "DOCKER_CONFIG", home, "DOCKER_BUILDKIT", 1,
+                    "BUILDX_BAKE_ENTITLEMENTS_FS", 0); // else bake refuses files outside the working directory
+            Files.writeString(home.resolve("config.json"), "{\"cliPluginsExtraDirs\": [\""
+                    + client.resolveSibling("../libexec/docker/cli-plugins") + "\"]}");
+            String clientVersion = version(this.client, "--version");
+            String daemonVersion = version(this.daemon, "--version");
+            String buildx = version(this.client, "buildx", "version");
+            hasBuildx = !buildx.isEmpty() && !old(clientVersion) && !old(daemonVersion);
+            canBuild = hasBuildx || old(clientVersion);
+            versions = "docker " + clientVersion + (hasBuildx ? " with buildx " + buildx : "")
+                    + (clientVersion.equals(daemonVersion) ? "" : " and dockerd " + daemonVersion);
+        }
+
+        /** All there are, the newest last. Aborts the test where there is none. */
+        static List<Docker> installed(Path directory) throws IOException {
+            List<Docker> found = new ArrayList<>(find(System.getenv("PATH"), directory));
+            String modern = System.getenv("MODERN_DOCKER");
+            if (modern != null) {
+                found.addAll(find(modern + "/bin:" + modern + "/sbin", directory));
+            }
+            Assumptions.assumeFalse(found.isEmpty(),
+                    "needs dockerd and a docker that can build with BuildKit (from 23 on: docker-buildx)");
+            return found;
+        }
+
+        /** The first one on the path that can build. */
+        private static List<Docker> find(String path, Path directory) throws IOException {
+            for (Path daemon : commands("dockerd", path).limit(1).toList()) {
+                for (Path client : commands("docker", path).toList()) {
+                    Docker docker = new Docker(client, daemon, path + ":" + System.getenv("PATH"),
+                            Files.createTempDirectory(directory, "docker"));
+                    if (docker.canBuild) {
+                        return List.of(docker);
+                    }
+                }
+            }
+            return List.of();
+        }
+
+        private static Stream<Path> commands(String name, String path) {
+            return Stream.of(path.split(":")).map(place -> Path.of(place, name)).filter(Files::isExecutable);
+        }
+
+        /** Empty where the command fails. */
+        private String version(String... command) {
+            Hook run = Hook.run(List.of(command), environment);
+            int code = run.exitCode(); // then the output is whole
+            Matcher version = Pattern.compile("\\d+\\.[\\w.]+").matcher(String.join("\n", run.out()));
+            return code == 0 && version.find() ? version.group() : "";
+        }
+
+        private static boolean old(String version) {
+            return version.matches("(1\\d|2[0-2])\\..*");
+        }
+
+        /** Starts the client, which connects to the host. */
+        Hook run(String host, String... arguments) {
+            Map<String, String> env = new HashMap<>(environment);
+            env.put("DOCKER_HOST", host);
+            return Hook.run(Stream.concat(Stream.of(client), Stream.of(arguments)).toList(), env);
+        }
+
+        /** What starts the daemon with its state in the directory, and apart from the machine's own Docker. */
+        List<String> daemonCommand(Path directory, String... hosts) {
+            String name = "buildkit-prestop-" + ProcessHandle.current().pid() + "-" + directory.getFileName();
+            String settings = directory.resolve("daemon.json").toString();
+            List<String> command = new ArrayList<>(List.of("sh", "-c", "echo '{}' >\"$0\" && exec \"$@\"", settings,
+                    daemon, "--config-file=" + settings, "--tls=false",
+                    "--data-root=" + directory.resolve("data"), "--exec-root=" + directory.resolve("exec"),
+                    "--pidfile=" + directory.resolve("pid"), "--storage-driver=vfs", "--bridge=none",
+                    "--iptables=false", "--ip6tables=false", "--containerd-namespace=" + name,
+                    "--containerd-plugins-namespace=" + name + "-plugins"));
+            Stream.of(hosts).map(host -> "--host=" + host).forEach(command::add);
+            return command;
+        }
+    }
+}
