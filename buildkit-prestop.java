@@ -26,7 +26,6 @@ import java.nio.*;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.*;
 import java.time.Instant;
-import java.time.temporal.ChronoUnit;
 import java.util.*;
 import java.util.concurrent.*;
 import java.util.regex.*;
@@ -465,7 +464,7 @@ record Tables(Source source, int port, Pattern socket, Connections seen) {
                 String line = lines[i].strip();
                 if (!missing.isEmpty() && missing.element().matcher(line).matches()) {
                     missing.remove();
-                } else if (missing.size() == headings.size() || !addRow(line)) {
+                } else if (!addRow(line)) {
                     throw new IOException(String.format("not a socket table: %.100s", line));
                 }
             }
@@ -501,14 +500,15 @@ record Tables(Source source, int port, Pattern socket, Connections seen) {
     }
 
     private boolean addTcp(String local, String peer, String state) throws IOException {
+        int peerPort = portOf(peer); // a row of another port must have one too
         if (portOf(local) != port) {
-            return portOf(peer) >= 0 && !state.isEmpty();
+            return !state.isEmpty();
         }
         seen.portListens |= LISTENING.contains(state);
         if (ESTABLISHED.contains(state) && seen.tcp.add(local + " " + peer) && seen.peers.size() < PEERS_NAMED) {
-            seen.peers.add(nameOf(peer) + ":" + portOf(peer));
+            seen.peers.add(nameOf(peer) + ":" + peerPort);
         }
-        return portOf(peer) >= 0 && state.matches("[A-Z0-9_-]+");
+        return state.matches("[A-Z0-9_-]+");
     }
 
     private boolean addUnix(Matcher row) {
@@ -563,8 +563,8 @@ record Log(Format format, String prefix, boolean toPid1, ExecutorService writer)
     void add(String level, String message) {
         String text = prefix.isEmpty() ? message : prefix + " " + message;
         String line = format == Format.text ? text.replaceAll("\\p{Cntrl}", " ")
-                : "{\"message\": \"" + escaped(text) + "\", \"timestamp\": \""
-                        + Instant.now().truncatedTo(ChronoUnit.SECONDS) + "\", \"level\": \"" + level + "\"}";
+                : String.format("{\"message\": \"%s\", \"timestamp\": \"%s\", \"level\": \"%s\"}", escaped(text),
+                        Instant.ofEpochSecond(System.currentTimeMillis() / 1000), level);
         try {
             writer.execute(() -> write((line + "\n").getBytes(StandardCharsets.UTF_8)));
         } catch (OutOfMemoryError e) {
