@@ -11,22 +11,22 @@ import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.util.ArrayList;
-import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
-import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.api.parallel.Execution;
 import org.junit.jupiter.api.parallel.ExecutionMode;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /**
  * The README's pod with a sidecar: its own commands, run in two containers that share the network and one directory,
- * but neither processes nor files. BuildKit is Debian's dockerd, and the test is the kubelet.
+ * but neither processes nor files. BuildKit is that of dockerd, and the test is the kubelet.
  */
 @Timeout(180)
 @Execution(ExecutionMode.SAME_THREAD)
@@ -68,24 +68,26 @@ class SidecarTest {
     Path temp;
 
     private final List<Hook> started = new ArrayList<>();
-    private final PodSpec pod = DocsTest.blocks("yaml").stream().flatMap(block -> DocsTest.pods(block).stream())
-            .filter(spec -> !spec.getInitContainers().isEmpty()).findFirst().orElseThrow();
+    private final PodSpec pod = DocsTest.pod("prestop.yaml");
     private final Container buildkitd = pod.getContainers().get(0);
     private final Container sidecar = pod.getInitContainers().get(0);
-    private String client;
+    private Dockerd.Docker docker;
     private int port;
+    private String host;
     private Path shared;
 
     @BeforeEach
     void preparePod() throws IOException {
         Tools.requireRoot();
-        Stream.of("dockerd", "docker", "busybox", "unshare", "nsenter", "setpriv").forEach(Tools::require);
-        client = findClient();
+        Stream.of("busybox", "nsenter").forEach(Tools::require);
+        List<Dockerd.Docker> dockers = Dockerd.Docker.installed(temp);
+        docker = dockers.get(dockers.size() - 1);
         try (ServerSocket free = new ServerSocket(0)) {
             port = free.getLocalPort();
         }
         shared = Files.createDirectory(temp.resolve("shared"));
         Files.setPosixFilePermissions(shared, PosixFilePermissions.fromString("rwxrwxrwx")); // as an emptyDir
+        fill(shared.resolve("jbang"));
         Path context = Files.createDirectory(temp.resolve("context"));
         Files.copy(Tools.require("busybox").toRealPath(), context.resolve("busybox"));
         Files.writeString(context.resolve("Dockerfile"), DOCKERFILE);
@@ -98,60 +100,75 @@ class SidecarTest {
         }
     }
 
-    @Test
-    void buildkitdGetsItsSigtermOnlyWhenTheImageIsComplete() {
+    @ParameterizedTest
+    @ValueSource(booleans = {false, true})
+    void buildkitdGetsItsSigtermOnlyWhenTheImageIsComplete(boolean overTheUnixSocket) {
         Hook prestop = startSidecar();
         Hook daemon = startBuildkitd();
+        if (overTheUnixSocket) {
+            host = "unix:///proc/" + firstProcess(daemon).pid() + "/root/tmp/" + socket();
+        }
         Hook build = build("image");
 
-        List<Hook> hooks = preStopHooks(prestop, daemon);
+        Hook hook = preStop(daemon, 3540);
         Hook.waitUntil("new builds go elsewhere", () -> !ready(daemon));
-        prestop.awaitLog(" to port " + port + " from ");
-        Hook.waitUntil("the build ends", () -> !build.process().isAlive() || ended(hooks));
-        assertThat(ended(hooks)).as("buildkitd would be stopped with the build running").isFalse();
+        String connections = overTheUnixSocket ? "0 connections to port %d and [1-9] to %s" : "port %d from .*";
+        Hook.waitUntil("the connection is seen", () -> prestop.err().stream()
+                .anyMatch(line -> line.matches(".*" + connections.formatted(port, socket()) + ".*")));
+        Hook.waitUntil("the build ends", () -> !build.process().isAlive() || !hook.process().isAlive());
+        assertThat(hook.process().isAlive()).as("buildkitd would be stopped with the build running").isTrue();
         assertThat(build.exitCode()).as(String.join("\n", build.err())).isZero();
 
         long built = System.nanoTime();
-        hooks.forEach(hook -> assertThat(hook.exitCode()).isZero());
+        assertThat(hook.exitCode()).isZero();
         assertThat(Duration.ofNanos(System.nanoTime() - built)).isLessThan(Duration.ofSeconds(10));
-        assertThat(docker("image", "inspect", "image").exitCode()).isZero();
+        assertThat(docker.run(host, "image", "inspect", "image").exitCode()).isZero();
         assertThat(prestop.err()).anyMatch(line -> line.contains("All build processes seem to have stopped."));
-        assertThat(shared).isEmptyDirectory();
+        assertThat(ready(daemon)).as("no file is left").isTrue();
 
         terminate(daemon);
         terminate(prestop); // a native sidecar's turn comes when the other containers have ended
     }
 
     @Test
-    void hookIsAskedAgainAfterALivenessRestartAndWhateverWasLeftInTheSharedDirectory() throws IOException {
-        Path stale = Files.createFile(shared.resolve("ask.stale0"));
+    void sidecarGoesOnWhenTheHooksJvmDies() {
         Hook prestop = startSidecar();
         Hook daemon = startBuildkitd();
-        Hook.waitUntil("the stale file goes", () -> Files.notExists(stale));
-        for (Hook first : preStopHooks(prestop, daemon)) {
-            assertThat(first.exitCode()).isZero();
-        }
         Hook build = build("image");
-        List<Hook> second = preStopHooks(prestop, daemon);
-        Hook.waitUntil("the build ends", () -> !build.process().isAlive() || ended(second));
-        assertThat(ended(second)).isFalse();
+        Hook hook = preStop(daemon, 3540);
+        prestop.awaitLog(" to port " + port + " from ");
+        List<ProcessHandle> jvm = firstProcess(prestop).descendants()
+                .filter(process -> process.info().commandLine().orElse("").contains("BuildkitPrestop")).toList();
+        assertThat(jvm).hasSize(1);
+        jvm.get(0).destroyForcibly();
         assertThat(build.exitCode()).isZero();
-        second.forEach(hook -> assertThat(hook.exitCode()).isZero());
+        assertThat(hook.process().isAlive()).isTrue();
+        assertThat(hook.exitCode()).isZero();
+        assertThat(prestop.err()).filteredOn(line -> line.contains("Waiting for build processes")).hasSize(2);
     }
 
+    /** A sidecar of a pod that ends is not started again. */
     @Test
-    void buildkitdWaitsForASidecarThatDiedUntilItIsThereAgain() {
+    void buildkitdWaitsOutItsLimitWhenTheSidecarDies() {
         Hook prestop = startSidecar();
         Hook daemon = startBuildkitd();
         Hook build = build("image");
-        List<Hook> hooks = preStopHooks(prestop, daemon);
+        Hook hook = preStop(daemon, 30);
         prestop.awaitLog(" to port " + port + " from ");
         prestop.close();
         assertThat(build.exitCode()).isZero();
-        Hook.pause(3000); // the quiet time is 1 s
-        assertThat(ended(hooks)).isFalse();
-        startSidecar();
-        hooks.forEach(hook -> assertThat(hook.exitCode()).isZero());
+        assertThat(hook.exitCode()).isZero();
+        assertThat(hook.age()).isGreaterThan(Duration.ofSeconds(28));
+        daemon.awaitLog("The preStop hook gives up after 30 s.");
+    }
+
+    @Test
+    void idleSidecarRestartsWithoutTheNetworkAndAnswersWhatWasLeft() throws IOException {
+        startSidecar().close();
+        Path left = Files.createFile(shared.resolve("ask.left00"));
+        Hook restarted = startSidecar("--net");
+        assertThat(restarted.age()).isLessThan(Duration.ofSeconds(30));
+        Hook.waitUntil("the file goes", () -> Files.notExists(left));
     }
 
     // ---- The kubelet -----------------------------------------------------------------------------------------------
@@ -187,16 +204,17 @@ class SidecarTest {
     }
 
     /** The sidecar, started: its startup probe has passed. */
-    private Hook startSidecar() {
+    private Hook startSidecar(String... namespaces) {
         Map<String, String> env = Hook.env("HOME", "/tmp", "PATH", "/repository/test:" + System.getenv("PATH"),
-                "BUILDKITD_PORT", port, "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 1,
-                "KUBERNETES_SERVICE_HOST", "10.0.0.1");
+                "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 1, "KUBERNETES_SERVICE_HOST", "10.0.0.1");
         sidecar.getEnv().forEach((EnvVar variable) -> env.put(variable.getName(), variable.getValue()));
+        env.put("BUILDKITD_PORT", String.valueOf(port));
+        env.put("BUILDKITD_SOCKET", socket());
         long uid = sidecar.getSecurityContext().getRunAsUser();
         List<String> command = new ArrayList<>(List.of("setpriv", "--reuid=" + uid, "--regid=" + uid,
                 "--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"));
         command.addAll(sidecar.getCommand());
-        Hook container = container(env, command);
+        Hook container = container(env, command, namespaces);
         Probe probe = sidecar.getStartupProbe();
         Duration limit = Duration.ofSeconds((long) probe.getPeriodSeconds() * probe.getFailureThreshold());
         while (exec(container, probe.getExec().getCommand()).exitCode() != 0) {
@@ -204,31 +222,35 @@ class SidecarTest {
             assertThat(container.age()).as(String.join("\n", container.err())).isLessThan(limit);
             Hook.pause(100);
         }
-        assertThat(container.out()).containsExactly("buildkit-prestop 1.0.0");
+        assertThat(container.out()).hasSize(1).first().asString().startsWith("buildkit-prestop ");
         return container;
     }
 
     private Hook startBuildkitd() {
-        Hook container = container(Map.of("HOME", "/tmp"), List.of("sh", "-c",
-                "echo '{}' >/tmp/daemon.json; exec dockerd --config-file=/tmp/daemon.json --storage-driver=vfs"
-                        + " --data-root=/tmp/data --exec-root=/tmp/exec --pidfile=/tmp/pid --bridge=none"
-                        + " --iptables=false --ip6tables=false --host=tcp://127.0.0.1:" + port));
+        host = "tcp://127.0.0.1:" + port;
+        Hook container = container(docker.environment,
+                docker.daemonCommand(Path.of("/tmp"), host, "unix:///tmp/" + socket()));
         Hook.waitUntil("BuildKit listens", () -> {
             assertThat(container.process().isAlive()).as(String.join("\n", container.err())).isTrue();
-            return docker("version").exitCode() == 0;
+            return docker.run(host, "version").exitCode() == 0;
         });
         return container;
     }
 
-    private Hook container(Map<String, String> env, List<String> command) {
+    /** A name of its own: the kernel shows the sockets of other tests too. */
+    private String socket() {
+        return "buildkitd-" + port + ".sock";
+    }
+
+    private Hook container(Map<String, String> env, List<String> command, String... namespaces) {
         try {
             Path root = Files.createTempDirectory(temp, "root");
             Path tmp = Files.createTempDirectory(temp, "tmp");
             Files.setPosixFilePermissions(tmp, PosixFilePermissions.fromString("rwxrwxrwx"));
-            fill(tmp.resolve("jbang"));
-            List<String> unshare = new ArrayList<>(List.of("unshare", "--mount", "--pid", "--fork", "--kill-child",
-                    "sh", "-c", CONTAINER, "container", root.toString(), tmp.toString(), shared.toString(),
-                    Hook.REPOSITORY.toString()));
+            List<String> unshare = new ArrayList<>(List.of("unshare", "--mount", "--pid", "--fork", "--kill-child"));
+            unshare.addAll(List.of(namespaces));
+            unshare.addAll(List.of("sh", "-c", CONTAINER, "container", root.toString(), tmp.toString(),
+                    shared.toString(), Hook.REPOSITORY.toString()));
             unshare.addAll(command);
             Hook container = Hook.run(unshare, env);
             started.add(container);
@@ -251,19 +273,13 @@ class SidecarTest {
         return container.process().children().findAny().orElseThrow();
     }
 
-    /** Starts the preStop hooks of all containers that have one, at the same time. */
-    private List<Hook> preStopHooks(Hook prestop, Hook daemon) {
-        Map<Container, Hook> containers = new HashMap<>(Map.of(sidecar, prestop, buildkitd, daemon));
-        containers.keySet().removeIf(container -> container.getLifecycle() == null);
-        List<Hook> hooks = containers.entrySet().stream().map(entry -> exec(entry.getValue(),
-                entry.getKey().getLifecycle().getPreStop().getExec().getCommand())).toList();
-        started.addAll(hooks);
-        assertThat(hooks).isNotEmpty();
-        return hooks;
-    }
-
-    private static boolean ended(List<Hook> hooks) {
-        return hooks.stream().anyMatch(hook -> !hook.process().isAlive());
+    /** Starts buildkitd's preStop hook with so many seconds for its 3540; the sidecar must have none. */
+    private Hook preStop(Hook daemon, int limit) {
+        assertThat(sidecar.getLifecycle()).isNull();
+        Hook hook = exec(daemon, buildkitd.getLifecycle().getPreStop().getExec().getCommand().stream()
+                .map(word -> word.replace("3540", String.valueOf(limit))).toList());
+        started.add(hook);
+        return hook;
     }
 
     /** Whether buildkitd's readiness probe passes; dockerd has no buildctl, so that is answered for it. */
@@ -282,7 +298,7 @@ class SidecarTest {
 
     /** A build that takes some seconds, running. */
     private Hook build(String image) {
-        Hook build = docker("build", "--network=host", "--no-cache", "--tag=" + image,
+        Hook build = docker.run(host, "build", "--network=host", "--no-cache", "--tag=" + image,
                 temp.resolve("context").toString());
         started.add(build);
         Hook.waitUntil("the build runs", () -> {
@@ -291,30 +307,5 @@ class SidecarTest {
                     .anyMatch(line -> line.endsWith("building"));
         });
         return build;
-    }
-
-    private Hook docker(String... arguments) {
-        List<String> command = new ArrayList<>(List.of(client));
-        command.addAll(List.of(arguments));
-        return Hook.run(command, Hook.env("DOCKER_HOST", "tcp://127.0.0.1:" + port, "HOME", temp,
-                "DOCKER_BUILDKIT", 1, "BUILDKIT_PROGRESS", "plain"));
-    }
-
-    /** The first docker on the PATH that can build with BuildKit: from version 23 on it needs a plugin for that. */
-    private static String findClient() {
-        for (String directory : (System.getenv("PATH") + ":/usr/bin").split(":")) {
-            String docker = directory + "/docker";
-            if (Files.isExecutable(Path.of(docker))) {
-                try (Hook version = Hook.run(List.of(docker, "--version"), Map.of());
-                        Hook plugin = Hook.run(List.of(docker, "buildx", "version"), Map.of())) {
-                    boolean old = version.exitCode() == 0
-                            && version.out().get(0).matches("Docker version (1\\d|20|21|22)\\..*");
-                    if (old || plugin.exitCode() == 0) {
-                        return docker;
-                    }
-                }
-            }
-        }
-        return Assumptions.abort("needs a docker that can build with BuildKit (docker-buildx, from version 23 on)");
     }
 }
