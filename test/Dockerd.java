@@ -138,7 +138,8 @@ final class Dockerd implements AutoCloseable {
         private Docker(Path client, Path daemon, String path, Path home) throws IOException {
             this.client = client.toString();
             this.daemon = daemon.toString();
-            environment = Hook.env("PATH", path, "HOME", home, "DOCKER_CONFIG", home, "DOCKER_BUILDKIT", 1,
+            environment = Hook.env("PATH", path, "HOME", home, "TMPDIR", home, "DOCKER_CONFIG", home,
+                    "DOCKER_BUILDKIT", 1,
                     "BUILDX_BAKE_ENTITLEMENTS_FS", 0); // else bake refuses files outside the working directory
             Files.writeString(home.resolve("config.json"), "{\"cliPluginsExtraDirs\": [\""
                     + client.resolveSibling("../libexec/docker/cli-plugins") + "\"]}");
