@@ -2,7 +2,6 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.junit.jupiter.params.provider.Arguments.arguments;
 
 import java.io.IOException;
-import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
@@ -28,45 +27,14 @@ class StartTest {
     Path temp;
 
     /** The ways that the README names, each with the command that precedes the hook's arguments. */
-    private static Stream<Arguments> ways() throws IOException {
-        Path bin = Files.createDirectories(Path.of(System.getProperty("java.io.tmpdir"))
-                .resolve("prestop-bin-" + ProcessHandle.current().pid()));
-        bin.toFile().deleteOnExit();
-        Path link = bin.resolve("jbang");
-        if (Files.notExists(link)) {
-            Files.createSymbolicLink(link, HELPER);
-            link.toFile().deleteOnExit();
-        }
-        String path = bin + ":" + System.getenv("PATH");
+    private static Stream<Arguments> ways() {
         List<Arguments> ways = new ArrayList<>(List.of(
-                arguments("test/jbang", List.of(HELPER.toString(), Hook.SCRIPT.toString()), System.getenv("PATH")),
-                arguments("jbang", List.of(link.toString(), Hook.SCRIPT.toString()), path),
+                arguments("jbang", List.of(HELPER.toString(), Hook.SCRIPT.toString())),
                 // Java's exec, like Kubernetes', does not start a file without #!, as a shell does: so a shell it is.
-                arguments("./buildkit-prestop.java", List.of("sh", "-c", Hook.SCRIPT + " \"$@\"", "-"), path),
-                arguments("sh buildkit-prestop.java", List.of("sh", Hook.SCRIPT.toString()), path)));
-        for (Path jdk : jdks()) {
-            ways.add(arguments("java of " + jdk.getFileName(), List.of(jdk.resolve("bin/java").toString(), "-cp",
-                    picocli(), Hook.SCRIPT.toString()), System.getenv("PATH")));
-        }
+                arguments("./buildkit-prestop.java", List.of("sh", "-c", Hook.SCRIPT + " \"$@\"", "-"))));
+        Tools.jdks().forEach((version, jdk) -> ways.add(arguments("java " + version,
+                List.of(jdk.resolve("bin/java").toString(), "-cp", picocli(), Hook.SCRIPT.toString()))));
         return ways.stream();
-    }
-
-    /** The JDK that runs the tests, and those installed beside it, if they are not too old. */
-    private static List<Path> jdks() throws IOException {
-        Path own = Path.of(System.getProperty("java.home")).toRealPath();
-        try (Stream<Path> beside = Files.list(own.getParent())) {
-            return beside.filter(jdk -> Files.isExecutable(jdk.resolve("bin/javac")) && !Files.isSymbolicLink(jdk))
-                    .filter(jdk -> version(jdk) >= 17).toList();
-        }
-    }
-
-    private static int version(Path jdk) {
-        try (Stream<String> lines = Files.lines(jdk.resolve("release"))) {
-            return lines.filter(line -> line.startsWith("JAVA_VERSION=")).findFirst()
-                    .map(line -> Integer.parseInt(line.replaceFirst("^[^0-9]*(\\d+).*", "$1"))).orElse(0);
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
     }
 
     /** The path of picocli's jar, where JBang keeps it. */
@@ -82,19 +50,20 @@ class StartTest {
         return Hook.run(command, env);
     }
 
-    private static Map<String, String> environment(String path, Server server) {
+    /** Settings for a test, with the helper as the jbang that is on the PATH. */
+    private static Map<String, String> environment(Server server) {
         Map<String, String> env = Hook.quick(server.port());
-        env.put("PATH", path);
+        env.put("PATH", HELPER.getParent() + ":" + System.getenv("PATH"));
         env.put("HOME", Tools.HOME);
         return env;
     }
 
     @ParameterizedTest(name = "{0}")
     @MethodSource("ways")
-    void waitsAndLeavesWithTheHooksExitCodeHoweverItWasStarted(String name, List<String> way, String path) {
+    void waitsAndLeavesWithTheHooksExitCodeHoweverItWasStarted(String name, List<String> way) {
         try (Server server = Server.start(); Server.Connection build = server.connect();
-                Hook waiting = start(way, environment(path, server));
-                Hook mistaken = start(way, environment(path, server), "--port", "none")) {
+                Hook waiting = start(way, environment(server));
+                Hook mistaken = start(way, environment(server), "--port", "none")) {
             waiting.awaitLog("1 connection to port " + server.port());
             build.close();
             assertThat(waiting.exitCode()).isZero();
@@ -104,10 +73,12 @@ class StartTest {
 
     @ParameterizedTest(name = "{0}")
     @MethodSource("ways")
-    void endsAtOnceOnSigtermAndCtrlCHoweverItWasStarted(String name, List<String> way, String path) throws Exception {
+    void endsAtOnceOnSigtermAndCtrlCHoweverItWasStarted(String name, List<String> way) throws Exception {
+        // Ctrl-C as in a terminal: tests in the background ignore it, and so do their children.
+        List<String> listening = List.of("env", "--default-signal=INT");
         for (int[] signalAndCode : new int[][] {{15, 143}, {2, 130}}) {
             try (Server server = Server.start(); Server.Connection build = server.connect();
-                    Hook hook = start(listening(way), environment(path, server))) {
+                    Hook hook = start(listening, environment(server), way.toArray(String[]::new))) {
                 hook.awaitLog("1 connection to port " + server.port());
                 ProcessHandle start = hook.process().toHandle();
                 List<ProcessHandle> all = new ArrayList<>();
@@ -128,13 +99,6 @@ class StartTest {
                 Hook.waitUntil("no process is left", () -> all.stream().noneMatch(ProcessHandle::isAlive));
             }
         }
-    }
-
-    /** The command with Ctrl-C as in a terminal: tests in the background ignore it, and so do their children. */
-    private static List<String> listening(List<String> way) {
-        List<String> command = new ArrayList<>(List.of("env", "--default-signal=INT"));
-        command.addAll(way);
-        return command;
     }
 
     @Test
@@ -194,20 +158,20 @@ class StartTest {
 
     /** A new cgroup, of version 1 or 2, with this memory limit; the test is skipped where none can be made. */
     private static Path memoryLimited(String limit) {
-        for (String[] root : new String[][] {{"/sys/fs/cgroup/memory", "memory.limit_in_bytes"},
-            {"/sys/fs/cgroup", "memory.max"}}) {
-            try {
-                Path group = Files.createDirectory(Path.of(root[0], "buildkit-prestop-" + System.nanoTime()));
-                if (Files.exists(group.resolve(root[1]))) {
-                    Files.writeString(group.resolve(root[1]), limit);
-                    return group;
-                }
-                Files.delete(group);
-            } catch (IOException e) {
-                // not here
+        Path version1 = Path.of("/sys/fs/cgroup/memory");
+        boolean one = Files.exists(version1);
+        Path group = (one ? version1 : version1.getParent()).resolve("buildkit-prestop-" + System.nanoTime());
+        try {
+            Files.createDirectory(group);
+            Files.writeString(group.resolve(one ? "memory.limit_in_bytes" : "memory.max"), limit);
+            if (!one) {
+                Files.writeString(group.resolve("memory.swap.max"), "0"); // else what is too much is swapped out
             }
+            return group;
+        } catch (IOException e) {
+            group.toFile().delete();
+            return Assumptions.abort("needs the right to make a cgroup with a memory limit: " + e);
         }
-        return Assumptions.abort("needs the right to make a cgroup with a memory limit");
     }
 
     @Test

@@ -1,13 +1,16 @@
 import java.io.IOException;
 import java.io.OutputStream;
+import java.io.Reader;
 import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Properties;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Assumptions;
 
@@ -109,6 +112,29 @@ final class Tools {
         } catch (IOException e) {
             throw new UncheckedIOException(e);
         }
+    }
+
+    /** The JDK that runs this, and then those installed beside it that are not too old, by version. */
+    static Map<String, Path> jdks() {
+        Map<String, Path> jdks = new LinkedHashMap<>();
+        Path own = Path.of(System.getProperty("java.home"));
+        jdks.put(System.getProperty("java.version"), own);
+        try (Stream<Path> beside = Files.list(own.toRealPath().getParent())) {
+            for (Path jdk : beside.filter(jdk -> Files.isExecutable(jdk.resolve("bin/javac"))
+                    && Files.exists(jdk.resolve("release"))).toList()) {
+                Properties release = new Properties();
+                try (Reader file = Files.newBufferedReader(jdk.resolve("release"))) {
+                    release.load(file);
+                }
+                String version = release.getProperty("JAVA_VERSION").replace("\"", "");
+                if (version.matches("(1[7-9]|[2-9]\\d)\\b.*")) {
+                    jdks.putIfAbsent(version, jdk);
+                }
+            }
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        }
+        return jdks;
     }
 
     /** Whether the process runs; one that has ended and was not waited for does not. */
