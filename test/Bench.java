@@ -1,12 +1,14 @@
 //JAVA 17+
-//JAVA_OPTIONS -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xmx64m
+//JAVA_OPTIONS -XX:+UseSerialGC -XX:TieredStopAtLevel=1
+//DEPS org.junit.platform:junit-platform-console-standalone:6.1.3
+//DEPS com.fasterxml.jackson.core:jackson-databind:2.20.1
+//SOURCES Hook.java
+//SOURCES Tools.java
+
+import static java.util.stream.Collectors.joining;
 
 import java.io.BufferedReader;
-import java.io.FileInputStream;
 import java.io.IOException;
-import java.io.InputStream;
-import java.io.InputStreamReader;
-import java.io.UncheckedIOException;
 import java.net.InetAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
@@ -14,767 +16,327 @@ import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
-import java.util.Arrays;
+import java.util.HashMap;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
-import java.util.TreeMap;
-import java.util.concurrent.TimeUnit;
-import java.util.regex.Matcher;
-import java.util.regex.Pattern;
+import java.util.Set;
 import java.util.stream.Stream;
 
 /**
- * Measures what the hook costs, beside the bare tools. Start it from the repository's root, as test/bench does.
+ * Measures what the hook costs, beside the bare tools. Start it from the repository's root, as test/bench does. What
+ * it cannot measure, or not in time, it leaves out, and says so in its last line.
  *
- * <p>The hook is the script's class as JBang has compiled it, run by java with the script's own JVM options; "JBang"
- * is test/jbang with the script. A check is a line "Active connections to buildkitd" in its debug log, so the figures
- * include what writing that line costs. Connections are real ones over loopback. Two processes hold their ends, neither
- * of them the one that starts what is measured: open files make a start dearer.
+ * <p>A check is a line "Active connections to buildkitd" in the hook's debug log, so the figures include what writing
+ * that line costs. The connections are real ones over loopback.
  *
  * <ul>
- * <li>First look: from just before the process is started until that line is read the first time, with the sources'
- *     usual order. JBang's own part ends when the process, whose id stays the same, has become the hook's JVM (seen in
- *     /proc/PID/cmdline, asked every 2 ms). A CPU limit is a cgroup that the process enters before it becomes the hook.
- * <li>JVMs: processes whose executable is java, all over the machine, that carry a variable which only this start of
- *     the hook was given, while the hook waits.
- * <li>CPU per check: utime + stime + cutime + cstime of /proc/PID/stat, which holds the tools that the hook started,
- *     over a batch of checks of a hook that is warm, 1 ms apart. After each batch the hook is stopped (SIGSTOP), and a
- *     shell runs the bare tool as often, its output to /dev/null; that shell's cutime + cstime counts. One hook batch
- *     and one bare batch make a pair, and a ratio; minimum, median and maximum are those of the pairs.
- * <li>Memory: VmHWM, RssAnon and, where smaps_rollup can be read, Pss of the hook's JVM when it is warm. Pss shares the
- *     JDK's files with the other JVMs that run meanwhile; alone in a container the hook pays for them itself.
- * <li>Growth: VmRSS of one hook after so many checks, 1 ms apart. It runs while the starts under a CPU limit do, which
- *     leave most of a core idle.
+ * <li>First look: from just before the start until that line is there, asked every 5 ms, with the settings' defaults.
+ * <li>CPU per check: user and system time of the hook and of the tools that it started, over a batch of checks of a
+ *     hook that is warm, 1 ms apart. After each batch the hook is stopped (SIGSTOP), and a shell runs the bare tool as
+ *     often, its output to /dev/null. One hook batch and one bare batch make a pair, and a ratio; minimum, median and
+ *     maximum are those of the pairs.
+ * <li>Memory: the peak (VmHWM) of the hook's JVM when it is warm. All of them are warmed up at the same time.
+ * <li>Growth: VmRSS of one hook after so many checks, 1 ms apart.
  * </ul>
  */
 class Bench {
 
     private static final long START = System.nanoTime();
-    /** The seconds after which each part begins nothing new, so that all is over after 3 minutes on a busy machine. */
-    private static final int LOOKS_UNTIL = 35;
-    private static final int ONE_UNTIL = 80;
-    private static final int MANY_UNTIL = 125;
-    private static final int LIMITS_UNTIL = 165;
-    private static final int MANY = 10_000;
-    /** Checks until a hook counts as warm; with MANY connections each check warms it more, and takes longer. */
-    private static final int WARM = 300;
-    private static final int WARM_MANY = 100;
-    private static final int LEAST_WARM = 20;
-    private static final int PAIRS = 5;
-    private static final double BATCH_SECONDS = 0.6;
-    /** What the pairs of a connection count need of its part's time. */
-    private static final int PAIRS_SECONDS = 22;
     private static final String LOOKED = "Active connections to buildkitd";
-    private static final String MARK = "BUILDKIT_PRESTOP_BENCH";
-    private static final Path SCRIPT = Path.of("buildkit-prestop.java");
-    private static final List<String> SOURCES = List.of("ss", "netstat", "procfs");
+    /** The hook gives up after this long, should this program be killed. */
+    private static final int LONGEST_SECONDS = 200;
+    private static final int PAIRS = 5;
+    private static final int BATCH_MS = 700;
 
-    private static final List<Running> STARTED = new ArrayList<>();
-    private static final List<Path> CGROUPS = new ArrayList<>();
-    private static final List<String> LEFT_OUT = new ArrayList<>();
-    private static boolean ending;
-    private static volatile int partUntil;
+    private static final List<String> SOURCES = new ArrayList<>();
+    private static final Map<String, Path> JDKS = Tools.jdks();
+    private static final String OWN_JDK = System.getProperty("java.version");
+    /** The peaks, by row of the table and then by source. */
+    private static final Map<String, Map<String, String>> PEAKS = new LinkedHashMap<>();
+    private static final Set<String> LEFT_OUT = new LinkedHashSet<>();
+    /** The server's ends of the connections. */
+    private static final List<Socket> OPEN = new ArrayList<>();
+    private static int partEnds;
 
-    public static void main(String... args) throws Exception {
-        if (args.length > 0) { // one of the two processes that hold the ends of the connections
-            if (args[0].equals("serve")) {
-                serve();
-            } else {
-                connect(Integer.parseInt(args[1]), Integer.parseInt(args[2]));
-            }
+    private interface Step {
+        void run() throws Exception;
+    }
+
+    /** With two arguments it is the other process, that of the clients. */
+    public static void main(String... args) throws IOException {
+        if (args.length == 2) {
+            beClients(Integer.parseInt(args[0]), Integer.parseInt(args[1]));
             return;
         }
-        Runtime.getRuntime().addShutdownHook(new Thread(Bench::endAll));
-        try {
-            measure();
-        } finally {
-            endAll();
+        Runtime.getRuntime().addShutdownHook(new Thread(
+                () -> ProcessHandle.current().descendants().forEach(ProcessHandle::destroyForcibly)));
+        try (ServerSocket server = new ServerSocket(0, 300, InetAddress.getLoopbackAddress())) {
+            // After these seconds each part begins nothing new, so that all is over after 3 minutes on a busy machine.
+            part(30, "the machine", Bench::machine);
+            part(30, "the first look", () -> firstLooks(server.getLocalPort()));
+            part(65, "1 connection", () -> steady(server, 1, 300, true));
+            part(75, "200 connections", () -> steady(server, 200, 300, false));
+            part(125, "10,000 connections", () -> steady(server, 10_000, 100, true));
+            part(170, "growth", () -> growth(server.getLocalPort()));
         }
+        part(180, "memory", Bench::memory);
         print("");
         print("Left out: " + (LEFT_OUT.isEmpty() ? "nothing" : String.join("; ", LEFT_OUT)) + ". Took "
                 + (System.nanoTime() - START) / 1_000_000_000 + " s.");
     }
 
-    private static void measure() throws Exception {
-        Map<String, Path> jdks = jdks();
-        printMachine(jdks);
-        String classpath = classpath();
-        try (Running server = holder("serve")) {
-            int port = Integer.parseInt(server.awaitLine("port ", 30).substring("port ".length()));
-            try (Running one = holder("connect", String.valueOf(port), "1")) {
-                one.awaitLine("connected", 30);
-                partUntil = LOOKS_UNTIL;
-                firstLooks(classpath, port);
-                Map<String, List<String>> memory = new TreeMap<>();
-                title("CPU per check, ms", "hook", "bare tool", "ratio");
-                partUntil = ONE_UNTIL;
-                steady(jdks, classpath, port, 1, memory);
-                partUntil = MANY_UNTIL;
-                try (Running many = holder("connect", String.valueOf(port), String.valueOf(MANY - 1))) {
-                    many.awaitLine("connected", 30);
-                    steady(jdks, classpath, port, MANY, memory);
-                } catch (TimeoutOrEnd e) {
-                    leaveOut(count(MANY) + " connections: " + e.getMessage());
-                }
-                print("");
-                print(String.format("%-44s%10s%10s%10s", "Memory of the warm hook, MiB", "VmHWM", "RssAnon",
-                        "Pss"));
-                memory.values().forEach(rows -> rows.forEach(Bench::print));
-                partUntil = LIMITS_UNTIL;
-                growthAndLimits(classpath, port);
-            }
+    // ---- What is measured ------------------------------------------------------------------------------------------
+
+    private static void machine() throws IOException {
+        for (String tool : List.of("netstat", "ss")) {
+            step(tool, () -> SOURCES.add(Tools.require(tool).getFileName().toString()));
         }
+        SOURCES.add("procfs");
+        print(Runtime.getRuntime().availableProcessors() + " cores, Linux " + System.getProperty("os.version")
+                + ", JDK " + OWN_JDK + ", " + firstLine("/proc/sys/net/ipv4/tcp_ehash_entries")
+                + " buckets in the kernel's table of TCP");
+        print("JVM options: " + String.join(" ", Hook.directive("JAVA_OPTIONS")));
     }
 
-    // ---- First look ------------------------------------------------------------------------------------------------
-
-    private static void firstLooks(String classpath, int port) throws Exception {
-        title("From exec to the first look, s");
-        List<String> java = javaCommand(Path.of(System.getProperty("java.home")), classpath);
-        jarRow("jar", java, List.of(), port, 11);
-        jbangRows("JBang, warm cache", List.of(), port, 7);
+    private static void firstLooks(int port) {
+        title("From exec to the first look, s", "all");
+        firstLook("jar", 11, Hook.javaCommand(), port);
+        firstLook("JBang, warm cache", 7, List.of("test/jbang", "run", Hook.SCRIPT.toString()), port);
     }
 
-    private static void jarRow(String name, List<String> java, List<String> wrapper, int port, int runs)
-            throws Exception {
+    private static void firstLook(String name, int runs, List<String> command, int port) {
         List<Double> seconds = new ArrayList<>();
-        for (int i = 0; i < runs && canBegin(name); i++) {
-            try (Running hook = hook(join(wrapper, java), port, Map.of("CHECK_FREQUENCY_MS", "500"))) {
-                seconds.add(hook.awaitLooks(1, patience()));
-            } catch (TimeoutOrEnd e) {
-                leaveOut(name + ": " + e.getMessage());
-                break;
-            }
+        for (int i = 0; i < runs; i++) {
+            step(name, () -> {
+                try (Hook hook = Hook.run(command, settings(port))) {
+                    awaitLooks(hook, 1);
+                    seconds.add(hook.age().toNanos() / 1e9);
+                }
+            });
         }
-        row(name + runs(seconds), 2, seconds);
+        row(name + ", " + seconds.size() + " runs", seconds);
     }
 
-    private static void jbangRows(String name, List<String> wrapper, int port, int runs) throws Exception {
-        List<String> command = join(wrapper, List.of("test/jbang", "run", SCRIPT.toString()));
-        List<Double> seconds = new ArrayList<>();
-        List<Double> before = new ArrayList<>();
-        List<Double> after = new ArrayList<>();
-        List<Double> jvms = new ArrayList<>();
-        for (int i = 0; i < runs && canBegin(name); i++) {
-            String mark = System.nanoTime() + "-" + i;
-            try (Running hook = hook(command, port, Map.of("CHECK_FREQUENCY_MS", "500", MARK, mark))) {
-                double jbang = hook.awaitCommand("BuildkitPrestop", patience());
-                double all = hook.awaitLooks(1, patience());
-                seconds.add(all);
-                before.add(jbang);
-                after.add(all - jbang);
-                jvms.add((double) jvms(mark));
-            } catch (TimeoutOrEnd e) {
-                leaveOut(name + ": " + e.getMessage());
-                break;
-            }
+    /** Measures the hooks with so many connections, first those of this JDK and then, their memory only, the others. */
+    private static void steady(ServerSocket server, int connections, int checks, boolean compare) throws IOException {
+        connect(server, connections);
+        String with = String.format(Locale.ROOT, "%,d connection%s", connections, connections == 1 ? "" : "s");
+        if (compare) {
+            title("CPU per check, ms, with " + with, "hook", "bare tool", "ratio");
         }
-        row(name + runs(seconds), 2, seconds);
-        row("  of it JBang, until the hook's JVM starts", 2, before);
-        row("  of it the hook", 2, after);
-        row("  JVMs while the hook waits", 0, jvms);
-    }
-
-    private static long jvms(String mark) throws IOException {
-        try (Stream<Path> entries = Files.list(Path.of("/proc"))) {
-            return entries.filter(entry -> entry.getFileName().toString().matches("[0-9]+")).filter(entry -> {
-                try {
-                    return Files.readSymbolicLink(entry.resolve("exe")).endsWith("java")
-                            && text(entry.resolve("environ")).contains(MARK + "=" + mark);
-                } catch (IOException e) { // another user's, or gone
-                    return false;
+        for (String jdk : JDKS.keySet()) {
+            Map<String, Hook> hooks = new LinkedHashMap<>();
+            Map<String, String> peaks = new HashMap<>();
+            SOURCES.forEach(source -> hooks.put(source, start(jdk, source, server.getLocalPort())));
+            hooks.forEach((source, hook) -> step(with + ", JDK " + jdk + ", " + source, () -> {
+                awaitLooks(hook, checks);
+                peaks.put(source, mib(hook, "VmHWM"));
+                signal(hook, "STOP");
+            }));
+            hooks.forEach((source, hook) -> {
+                if (compare && jdk.equals(OWN_JDK) && peaks.containsKey(source)) {
+                    step("CPU per check, " + with + ", " + source, () -> compare(source, hook));
                 }
-            }).count();
-        }
-    }
-
-    // ---- Steady state ----------------------------------------------------------------------------------------------
-
-    /** Warms all hooks up at the same time, reads their memory, and then measures those of this JDK one by one. */
-    private static void steady(Map<String, Path> jdks, String classpath, int port, int connections,
-            Map<String, List<String>> memory) throws Exception {
-        Path own = Path.of(System.getProperty("java.home")).toRealPath();
-        Map<String, Running> toMeasure = new LinkedHashMap<>();
-        Map<String, Running> warming = new LinkedHashMap<>();
-        if (!canBegin(count(connections) + " connections")) {
-            return;
-        }
-        for (String source : SOURCES) {
-            if (source.equals("procfs") || onPath(source)) {
-                for (Map.Entry<String, Path> jdk : jdks.entrySet()) {
-                    Running hook = hook(javaCommand(jdk.getValue(), classpath), port, steadySettings(source));
-                    warming.put("JDK " + jdk.getKey() + ", " + source + ", " + connections(connections), hook);
-                    if (jdk.getValue().equals(own)) {
-                        toMeasure.put(source, hook);
-                    }
-                }
-            } else if (connections == 1) {
-                leaveOut(source + " (not on the PATH)");
-            }
-        }
-        for (Map.Entry<String, Running> entry : warming.entrySet()) {
-            String name = entry.getKey();
-            Running hook = entry.getValue();
-            try {
-                warm(name, hook, connections == 1 ? WARM : WARM_MANY);
-                memory.computeIfAbsent(name.replaceFirst(", .*", ""), jdk -> new ArrayList<>())
-                        .add(String.format("%-44s%10s%10s%10s", name, mib(hook, "status", "VmHWM"),
-                                mib(hook, "status", "RssAnon"), mib(hook, "smaps_rollup", "Pss")));
-                if (toMeasure.containsValue(hook)) {
-                    hook.signal("STOP");
-                } else {
-                    hook.close();
-                }
-            } catch (TimeoutOrEnd e) {
-                leaveOut(name + ": " + e.getMessage());
                 hook.close();
-                toMeasure.values().remove(hook);
-            }
-        }
-        for (Map.Entry<String, Running> entry : toMeasure.entrySet()) {
-            try (Running hook = entry.getValue()) {
-                String name = entry.getKey() + ", " + connections(connections);
-                if (canBegin("CPU per check, " + name)) {
-                    pairs(name, hook, bare(entry.getKey()));
-                }
-            } catch (TimeoutOrEnd e) {
-                leaveOut("CPU per check, " + entry.getKey() + ": " + e.getMessage());
-            }
+            });
+            PEAKS.put(with + ", JDK " + jdk, peaks);
         }
     }
 
-    private static void warm(String name, Running hook, int checks) throws InterruptedException, TimeoutOrEnd {
-        try {
-            hook.awaitLooks(checks, Math.max(0, secondsLeft() - PAIRS_SECONDS));
-        } catch (TimeoutOrEnd e) {
-            int looks = hook.looks();
-            if (looks < LEAST_WARM || !hook.process.isAlive()) {
-                throw e;
-            }
-            leaveOut(checks - looks + " of " + checks + " checks to warm up with " + name);
-        }
-    }
-
-    private static void pairs(String name, Running hook, String bare) throws Exception {
-        List<Double> hooks = new ArrayList<>();
-        List<Double> tools = new ArrayList<>();
-        List<Double> ratios = new ArrayList<>();
-        int batch = 5; // the first pair only tells how many checks fit into a batch
-        for (int i = 0; i <= PAIRS; i++) {
-            if (i > 1 && secondsLeft() <= 0) {
-                leaveOut(PAIRS + 1 - i + " of " + PAIRS + " pairs of " + name);
-                break;
-            }
-            hook.signal("CONT");
-            int first = hook.looks() + 3; // the check that the stop fell into is none to measure
-            double begin = hook.awaitLooks(first, 30);
-            long cpu = cpu(hook, true);
-            double end = hook.awaitLooks(first + batch, 30);
-            double hookMs = (cpu(hook, true) - cpu) * 10.0 / batch; // a tick is 10 ms
-            hook.signal("STOP");
-            double toolMs = bareTicks(bare, batch) * 10.0 / batch;
-            if (i == 0) {
-                batch = (int) Math.max(5, Math.min(150, BATCH_SECONDS * batch / (end - begin)));
-                continue;
-            }
-            hooks.add(hookMs);
-            tools.add(toolMs);
-            ratios.add(hookMs / toolMs);
-        }
-        row(name + " | " + bare.replace("/proc/net/", ""), 2, hooks, tools, ratios);
-    }
-
-    private static String bare(String source) {
-        return switch (source) {
-            case "ss" -> "ss -tan";
-            case "netstat" -> "netstat -tn";
-            default -> "cat /proc/net/tcp" + (Files.exists(Path.of("/proc/net/tcp6")) ? " /proc/net/tcp6" : "");
+    private static void compare(String source, Hook hook) throws IOException {
+        String tool = switch (source) {
+            case "netstat" -> "netstat -tanx";
+            case "ss" -> "ss -tanx";
+            default -> "cat /proc/net/tcp /proc/net/tcp6 /proc/net/unix";
         };
-    }
-
-    private static long bareTicks(String command, int times) throws Exception {
-        try (Running shell = start(List.of("sh", "-c", "i=0; while [ $i -lt " + times + " ]; do " + command
-                + " >/dev/null; i=$((i+1)); done; echo \"stat $(cat /proc/$$/stat)\""), Map.of())) {
-            return ticks(shell.awaitLine("stat ", 30), false);
-        }
-    }
-
-    private static long cpu(Running process, boolean withItself) throws IOException {
-        return ticks(text(process.proc("stat")), withItself);
-    }
-
-    private static long ticks(String stat, boolean withItself) {
-        String[] fields = stat.substring(stat.lastIndexOf(')') + 2).split(" "); // from the third on, see proc(5)
-        long ticks = 0;
-        for (int i = withItself ? 11 : 13; i <= 14; i++) {
-            ticks += Long.parseLong(fields[i]);
-        }
-        return ticks;
-    }
-
-    private static Map<String, String> steadySettings(String source) {
-        return Map.of("CONNECTION_SOURCE", source, "CHECK_FREQUENCY_MS", "1");
-    }
-
-    /** A figure in kB of a file such as /proc/PID/status, in MiB. */
-    private static String mib(Running process, String file, String name) {
+        String stat = "/proc/" + hook.process().pid() + "/stat";
+        List<Double> hooks = new ArrayList<>();
+        List<Double> bare = new ArrayList<>();
+        List<Double> ratios = new ArrayList<>();
         try {
-            Matcher kb = Pattern.compile("(?m)^" + name + ":\\s+([0-9]+) kB").matcher(text(process.proc(file)));
-            return kb.find() ? String.format(Locale.ROOT, "%.1f", Long.parseLong(kb.group(1)) / 1024.0) : "-";
-        } catch (IOException e) {
-            return "-";
+            while (ratios.size() < PAIRS) {
+                signal(hook, "CONT");
+                awaitLooks(hook, looks(hook) + 3); // the check that the stop fell into is none to measure
+                int before = looks(hook);
+                double ticks = -ticks(firstLine(stat), 11);
+                Hook.pause(BATCH_MS);
+                awaitLooks(hook, looks(hook) + 1); // up to the end of a check
+                int checks = looks(hook) - before;
+                ticks += ticks(firstLine(stat), 11);
+                signal(hook, "STOP");
+                double bareTicks = bareTicks(tool, checks);
+                hooks.add(ticks * 10 / checks); // a tick is 10 ms
+                bare.add(bareTicks * 10 / checks);
+                ratios.add(ticks / bareTicks);
+            }
+        } finally {
+            row(source + " | " + tool.replace("/proc/net/", ""), hooks, bare, ratios);
         }
     }
 
-    // ---- Growth and CPU limits -------------------------------------------------------------------------------------
+    private static void growth(int port) throws IOException {
+        for (Socket socket : OPEN.subList(1, OPEN.size())) {
+            socket.close();
+        }
+        String source = SOURCES.contains("ss") ? "ss" : "procfs";
+        StringBuilder line = new StringBuilder("VmRSS, MiB, " + source + ", 1 connection, after this many checks:");
+        try (Hook hook = start(OWN_JDK, source, port)) {
+            for (int checks : List.of(100, 1000, 3000, 10_000)) {
+                awaitLooks(hook, checks);
+                line.append(String.format(Locale.ROOT, "  %,d: %s", checks, mib(hook, "VmRSS")));
+            }
+        } finally {
+            print("");
+            print(line.toString());
+        }
+    }
 
-    private static void growthAndLimits(String classpath, int port) throws Exception {
-        List<String> java = javaCommand(Path.of(System.getProperty("java.home")), classpath);
-        String source = onPath("ss") ? "ss" : "procfs";
-        if (!canBegin("growth and CPU limits")) {
-            return;
-        }
-        Map<Integer, String> rss = new LinkedHashMap<>();
-        try (Running hook = hook(java, port, steadySettings(source))) {
-            Thread watcher = new Thread(() -> {
-                try {
-                    for (int checks : List.of(100, 300, 1000, 3000, 5000, 10_000)) {
-                        hook.awaitLooks(checks, Math.max(0, secondsLeft()));
-                        rss.put(checks, mib(hook, "status", "VmRSS"));
-                    }
-                } catch (TimeoutOrEnd | InterruptedException e) {
-                    leaveOut("growth after more than " + count(hook.looks()) + " checks: " + e.getMessage());
-                }
-            });
-            watcher.setDaemon(true);
-            watcher.start();
-            title("From exec to the first look, s");
-            limited("CPU limit 500m", 500, java, port, 3, 3);
-            limited("CPU limit 100m", 100, java, port, 3, 2);
-            watcher.join(1000 * Math.max(1, secondsLeft() + 2));
-        }
+    private static void memory() {
         print("");
-        print("VmRSS, MiB, " + source + ", after this many checks: " + String.join(", ",
-                rss.entrySet().stream().map(entry -> count(entry.getKey()) + ": " + entry.getValue()).toList()));
+        cells("Peak memory (VmHWM) of the warm hook, MiB", SOURCES);
+        PEAKS.forEach((row, peaks) -> cells(row,
+                SOURCES.stream().map(source -> peaks.getOrDefault(source, "-")).toList()));
     }
 
-    private static void limited(String name, int millicores, List<String> java, int port, int jarRuns, int jbangRuns)
-            throws Exception {
-        Path cgroup = cgroup(millicores);
-        if (cgroup == null) {
-            leaveOut(name + " (cannot make a cgroup: needs root and a writable cgroup file system)");
-            return;
-        }
-        List<String> enter = List.of("sh", "-c", "echo $$ >\"$0\" && exec \"$@\"", cgroup + "/cgroup.procs");
-        jarRow("jar, " + name, java, enter, port, jarRuns);
-        jbangRows("JBang, " + name, enter, port, jbangRuns);
-    }
+    // ---- How it is measured ----------------------------------------------------------------------------------------
 
-    /** A new cgroup with that CPU limit; null where it cannot be made. */
-    private static Path cgroup(int millicores) {
-        long quota = millicores * 100L;
-        for (String parent : List.of("/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup")) {
-            Path cgroup = Path.of(parent, "buildkit-prestop-bench-" + ProcessHandle.current().pid() + "-" + millicores);
-            boolean v2 = Files.exists(Path.of(parent, "cgroup.controllers"));
-            if (!v2 && !Files.exists(Path.of(parent, "cpu.cfs_quota_us"))) {
-                continue;
-            }
-            try {
-                synchronized (STARTED) {
-                    Files.createDirectory(cgroup);
-                    CGROUPS.add(cgroup);
-                }
-                if (v2) {
-                    if (!text(Path.of(parent, "cgroup.subtree_control")).contains("cpu ")) {
-                        Files.writeString(Path.of(parent, "cgroup.subtree_control"), "+cpu");
-                    }
-                    Files.writeString(cgroup.resolve("cpu.max"), quota + " 100000");
-                } else {
-                    Files.writeString(cgroup.resolve("cpu.cfs_period_us"), "100000");
-                    Files.writeString(cgroup.resolve("cpu.cfs_quota_us"), String.valueOf(quota));
-                }
-                return cgroup;
-            } catch (IOException e) {
-                // the next one, or none
-            }
-        }
-        return null;
-    }
-
-    // ---- The machine -----------------------------------------------------------------------------------------------
-
-    private static void printMachine(Map<String, Path> jdks) {
-        String buckets = "an unknown number of";
-        try {
-            buckets = count(Integer.parseInt(text(Path.of("/proc/sys/net/ipv4/tcp_ehash_entries")).strip()));
-        } catch (IOException | NumberFormatException e) {
-            leaveOut("the number of buckets (no net.ipv4.tcp_ehash_entries)");
-        }
-        print(Runtime.getRuntime().availableProcessors() + " cores, Linux " + System.getProperty("os.version") + ", "
-                + buckets + " buckets in the kernel's TCP table, JDK " + System.getProperty("java.version")
-                + (jdks.size() > 1 ? " (memory: JDKs " + String.join(", ", jdks.keySet()) + ")" : ""));
-        print("JVM options: " + String.join(" ", directive("JAVA_OPTIONS")));
-    }
-
-    /** The JDK that runs this, and those of the versions from 17 on that lie beside it, by version. */
-    private static Map<String, Path> jdks() throws IOException {
-        Path own = Path.of(System.getProperty("java.home")).toRealPath();
-        Map<String, Path> jdks = new TreeMap<>();
-        try (Stream<Path> siblings = Files.list(own.getParent())) {
-            for (Path home : siblings.toList()) {
-                try {
-                    Matcher version = Pattern.compile("JAVA_VERSION=\"(([0-9]+)[^\"]*)\"")
-                            .matcher(text(home.resolve("release")));
-                    if (Files.isExecutable(home.resolve("bin/java")) && version.find()
-                            && Integer.parseInt(version.group(2)) >= 17) {
-                        jdks.putIfAbsent(version.group(1), home.toRealPath());
-                    }
-                } catch (IOException e) {
-                    // no JDK
-                }
-            }
-        }
-        jdks.values().remove(own);
-        jdks.put(System.getProperty("java.version"), own);
-        return jdks;
-    }
-
-    // ---- Processes -------------------------------------------------------------------------------------------------
-
-    private static String classpath() throws Exception {
-        try (Running build = start(List.of("test/jbang", "build", SCRIPT.toString()), Map.of())) {
-            build.awaitEnd(60);
-        }
-        try (Running info = start(List.of("test/jbang", "info", "classpath", SCRIPT.toString()), Map.of())) {
-            return info.awaitLine("/", 60);
+    /** Opens connections until there are so many. One process may not open enough files for both their ends. */
+    private static void connect(ServerSocket server, int count) throws IOException {
+        Hook.run(List.of(JDKS.get(OWN_JDK).resolve("bin/java").toString(), "-cp", System.getProperty("java.class.path"),
+                "Bench", "" + server.getLocalPort(), "" + (count - OPEN.size())), Map.of());
+        server.setSoTimeout(10_000);
+        while (OPEN.size() < count) {
+            Socket accepted = server.accept();
+            accepted.setSoLinger(true, 0); // its end is a reset, which leaves nothing in the kernel's table
+            OPEN.add(accepted);
         }
     }
 
-    private static List<String> javaCommand(Path jdk, String classpath) {
-        return join(List.of(jdk.resolve("bin/java").toString()), directive("JAVA_OPTIONS"),
-                List.of("-cp", classpath, "BuildkitPrestop"));
-    }
-
-    /** The words behind a directive in the script's header. */
-    private static List<String> directive(String name) {
-        try (Stream<String> lines = Files.lines(SCRIPT)) {
-            return lines.filter(line -> line.startsWith("//" + name + " "))
-                    .flatMap(line -> Stream.of(line.split(" ")).skip(1)).toList();
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
-    }
-
-    private static Running hook(List<String> command, int port, Map<String, String> settings) throws IOException {
-        Map<String, String> env = new LinkedHashMap<>(settings);
-        env.put("BUILDKITD_PORT", String.valueOf(port));
-        env.put("DEBUG", "1");
-        env.put("MAX_WAIT_SECONDS", "200"); // should this program be killed
-        return start(command, env);
-    }
-
-    private static Running holder(String... args) throws IOException {
-        return start(join(List.of(System.getProperty("java.home") + "/bin/java", "-XX:+UseSerialGC",
-                "-XX:TieredStopAtLevel=1", "-Xmx64m", "-cp", System.getProperty("java.class.path"), "Bench"),
-                List.of(args)), Map.of());
-    }
-
-    private static Running start(List<String> command, Map<String, String> settings) throws IOException {
-        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
-        builder.environment().keySet().retainAll(List.of("PATH", "HOME", "TMPDIR", "JBANG_DIR", "JBANG_REPO",
-                "JBANG_CACHE_DIR", "MAVEN_OPTS"));
-        builder.environment().put("JAVA_HOME", System.getProperty("java.home"));
-        builder.environment().putAll(settings);
-        synchronized (STARTED) {
-            if (ending) {
-                throw new IOException("interrupted");
-            }
-            Running running = new Running(builder);
-            STARTED.add(running);
-            return running;
-        }
-    }
-
-    private static void endAll() {
-        synchronized (STARTED) {
-            ending = true;
-            STARTED.forEach(Running::close);
-            for (Path cgroup : CGROUPS) {
-                for (int i = 0; i < 100 && Files.exists(cgroup); i++) { // busy until the last process is gone
-                    try {
-                        Files.delete(cgroup);
-                    } catch (IOException e) {
-                        pause(20);
-                    }
-                }
-            }
-        }
-    }
-
-    /** A process that was started, and what it has printed. */
-    private static final class Running implements AutoCloseable {
-        private final long started = System.nanoTime();
-        private final Process process;
-        private final List<String> lines = new ArrayList<>();
-        private final List<Double> looks = new ArrayList<>();
-        private boolean closed;
-
-        Running(ProcessBuilder builder) throws IOException {
-            process = builder.start();
-            Thread reader = new Thread(() -> {
-                try (BufferedReader out = new BufferedReader(
-                        new InputStreamReader(process.getInputStream(), StandardCharsets.UTF_8))) {
-                    out.lines().forEach(this::add);
-                } catch (IOException | UncheckedIOException e) {
-                    // it was ended
-                }
-                synchronized (this) {
-                    closed = true;
-                    notifyAll();
-                }
-            });
-            reader.setDaemon(true);
-            reader.start();
-        }
-
-        private synchronized void add(String line) {
-            if (line.contains(LOOKED)) {
-                looks.add(age());
-            } else if (lines.size() < 100) {
-                lines.add(line);
-            }
-            notifyAll();
-        }
-
-        private double age() {
-            return (System.nanoTime() - started) / 1e9;
-        }
-
-        Path proc(String file) {
-            return Path.of("/proc", String.valueOf(process.pid()), file);
-        }
-
-        synchronized int looks() {
-            return looks.size();
-        }
-
-        /** Waits for this many looks since the start; the seconds that they took. */
-        synchronized double awaitLooks(int count, long seconds) throws InterruptedException, TimeoutOrEnd {
-            for (double end = age() + seconds; looks.size() < count; ) {
-                await(end);
-            }
-            return looks.get(count - 1);
-        }
-
-        synchronized String awaitLine(String start, long seconds) throws InterruptedException, TimeoutOrEnd {
-            for (double end = age() + seconds; ; ) {
-                for (String line : lines) {
-                    if (line.startsWith(start)) {
-                        return line;
-                    }
-                }
-                await(end);
-            }
-        }
-
-        private void await(double end) throws InterruptedException, TimeoutOrEnd {
-            if (closed || age() >= end) {
-                throw new TimeoutOrEnd((closed ? "it ended" : "it took too long")
-                        + (lines.isEmpty() ? "" : ", its last line: " + lines.get(lines.size() - 1)));
-            }
-            wait(Math.max(1, (long) ((end - age()) * 1000)));
-        }
-
-        /** Waits until the process has become the command with this word; the seconds since the start. */
-        double awaitCommand(String word, long seconds) throws TimeoutOrEnd {
-            for (double end = age() + seconds; age() < end && process.isAlive(); ) {
-                try {
-                    if (Arrays.asList(text(proc("cmdline")).split("\0")).contains(word)) {
-                        return age();
-                    }
-                } catch (IOException e) {
-                    break; // gone
-                }
-                pause(2);
-            }
-            throw new TimeoutOrEnd("it did not become " + word);
-        }
-
-        void awaitEnd(long seconds) throws InterruptedException, TimeoutOrEnd {
-            if (!process.waitFor(seconds, TimeUnit.SECONDS)) {
-                throw new TimeoutOrEnd("it took too long");
-            }
-        }
-
-        void signal(String name) throws Exception {
-            try (Running kill = start(List.of("sh", "-c", "kill -" + name + " " + process.pid()), Map.of())) {
-                kill.awaitEnd(10);
-            }
-        }
-
-        @Override
-        public void close() {
-            List<ProcessHandle> children = process.descendants().toList();
-            process.destroyForcibly();
-            children.forEach(ProcessHandle::destroyForcibly);
-            try {
-                process.waitFor(10, TimeUnit.SECONDS);
-            } catch (InterruptedException e) {
-                Thread.currentThread().interrupt();
-            }
-            synchronized (STARTED) {
-                if (!ending) {
-                    STARTED.remove(this);
-                }
-            }
-        }
-    }
-
-    private static final class TimeoutOrEnd extends Exception {
-        TimeoutOrEnd(String message) {
-            super(message);
-        }
-    }
-
-    // ---- The connections' ends -------------------------------------------------------------------------------------
-
-    /** Accepts every connection, and ends when stdin does, as it does with the process that started it. */
-    private static void serve() throws IOException {
-        ServerSocket listener = new ServerSocket(0, 300);
-        List<Socket> open = new ArrayList<>();
-        Thread acceptor = new Thread(() -> {
-            try {
-                while (true) {
-                    open.add(listener.accept());
-                }
-            } catch (IOException e) {
-                throw new UncheckedIOException(e);
-            }
-        });
-        acceptor.setDaemon(true);
-        acceptor.start();
-        print("port " + listener.getLocalPort());
-        untilStdinEnds();
-    }
-
-    private static void connect(int port, int count) throws IOException {
+    private static void beClients(int port, int count) throws IOException {
         List<Socket> open = new ArrayList<>();
         for (int i = 0; i < count; i++) {
-            Socket socket = new Socket(InetAddress.getByName("127.0.0.1"), port);
-            socket.setSoLinger(true, 0); // the end is a reset, which leaves nothing in the kernel's table
-            open.add(socket);
+            open.add(new Socket(InetAddress.getLoopbackAddress(), port));
         }
-        print("connected");
-        untilStdinEnds();
-        open.clear();
+        System.in.read(); // it ends with the process that started this one
     }
 
-    private static void untilStdinEnds() throws IOException {
-        while (System.in.read() >= 0) {
-            // nothing is ever sent
+    private static Map<String, String> settings(int port, Object... more) {
+        Map<String, String> env = Hook.env(more);
+        env.putAll(Hook.env("BUILDKITD_PORT", port, "DEBUG", 1, "MAX_WAIT_SECONDS", LONGEST_SECONDS, "HOME",
+                Tools.HOME, "JBANG_DIR", Tools.JBANG_DIR, "JAVA_HOME", System.getProperty("java.home")));
+        return env;
+    }
+
+    private static Hook start(String jdk, String source, int port) {
+        List<String> command = new ArrayList<>(Hook.javaCommand());
+        command.set(0, JDKS.get(jdk).resolve("bin/java").toString());
+        return Hook.run(command, settings(port, "CONNECTION_SOURCE", source, "CHECK_FREQUENCY_MS", 1));
+    }
+
+    private static void awaitLooks(Hook hook, int count) {
+        while (looks(hook) < count) {
+            if (!hook.process().isAlive()) {
+                throw new IllegalStateException("it ended: " + hook.err().stream().findFirst().orElse(""));
+            }
+            if (secondsLeft() <= 0) {
+                throw new IllegalStateException("no time left after " + looks(hook) + " checks");
+            }
+            Hook.pause(5);
         }
+    }
+
+    private static int looks(Hook hook) {
+        return (int) hook.err().stream().filter(line -> line.contains(LOOKED)).count();
+    }
+
+    /** The CPU time of the bare tool, run so often. */
+    private static double bareTicks(String tool, int times) {
+        try (Hook shell = Hook.run(List.of("sh", "-c", "i=0; while [ $i -lt " + times + " ]; do " + tool
+                + " >/dev/null; i=$((i+1)); done; cat /proc/$$/stat"), Map.of())) {
+            shell.exitCode();
+            return ticks(shell.out().get(0), 13); // not that of the shell itself
+        }
+    }
+
+    /** The sum of the fields from the first one to cstime of /proc/PID/stat, counted from the state, see proc(5). */
+    private static double ticks(String stat, int first) {
+        return Stream.of(stat.substring(stat.lastIndexOf(')') + 2).split(" "))
+                .limit(15).skip(first).mapToLong(Long::parseLong).sum();
+    }
+
+    /** A figure in kB of /proc/PID/status, in MiB. */
+    private static String mib(Hook hook, String name) throws IOException {
+        try (Stream<String> lines = Files.lines(Path.of("/proc/" + hook.process().pid() + "/status"))) {
+            return lines.filter(line -> line.startsWith(name + ":")).map(line -> line.replaceAll("\\D", ""))
+                    .map(kb -> String.format(Locale.ROOT, "%.1f", Long.parseLong(kb) / 1024.0)).findFirst().orElse("-");
+        }
+    }
+
+    private static String firstLine(String file) throws IOException {
+        try (BufferedReader in = Files.newBufferedReader(Path.of(file), StandardCharsets.ISO_8859_1)) {
+            return in.readLine();
+        }
+    }
+
+    private static void signal(Hook hook, String name) {
+        try (Hook kill = Hook.run(List.of("sh", "-c", "kill -" + name + " " + hook.process().pid()), Map.of())) {
+            kill.exitCode();
+        }
+    }
+
+    // ---- Time, and what is left out --------------------------------------------------------------------------------
+
+    private static void part(int untilSecond, String name, Step part) {
+        partEnds = untilSecond;
+        step(name, part);
+    }
+
+    /** Does it, if there is time. An error fails nothing but this step. */
+    private static void step(String name, Step step) {
+        try {
+            if (secondsLeft() <= 0) {
+                throw new IllegalStateException("no time left");
+            }
+            step.run();
+        } catch (Exception | AssertionError e) {
+            LEFT_OUT.add(name + " (" + e.getMessage() + ")");
+        }
+    }
+
+    private static long secondsLeft() {
+        return partEnds - (System.nanoTime() - START) / 1_000_000_000;
     }
 
     // ---- The table -------------------------------------------------------------------------------------------------
 
+    /** The heading of columns for the minimum, median and maximum of each group. */
     private static void title(String name, String... groups) {
         print("");
-        StringBuilder line = new StringBuilder(String.format("%-44s", groups.length == 0 ? name : ""));
-        if (groups.length > 0) {
-            for (String group : groups) {
-                line.append(String.format("%24s", group));
-            }
-            print(line.toString());
-            line = new StringBuilder(String.format("%-44s", name));
+        if (groups.length > 1) {
+            print(" ".repeat(44) + Stream.of(groups).map(group -> String.format("%24s", group)).collect(joining()));
         }
-        for (int i = 0; i < Math.max(1, groups.length); i++) {
-            line.append(String.format("%8s%8s%8s", "min", "median", "max"));
-        }
-        print(line.toString());
+        cells(name, Stream.of(groups).flatMap(group -> Stream.of("min", "median", "max")).toList());
     }
 
     @SafeVarargs
-    private static void row(String name, int digits, List<Double>... groups) {
-        StringBuilder line = new StringBuilder(String.format("%-44s", name));
-        for (List<Double> group : groups) {
+    private static void row(String name, List<Double>... groups) {
+        cells(name, Stream.of(groups).flatMap(group -> {
             List<Double> sorted = group.stream().sorted().toList();
             int n = sorted.size();
-            for (Double value : n == 0 ? Arrays.asList(null, null, (Double) null)
-                    : List.of(sorted.get(0), (sorted.get((n - 1) / 2) + sorted.get(n / 2)) / 2, sorted.get(n - 1))) {
-                line.append(value == null ? String.format("%8s", "-")
-                        : String.format(Locale.ROOT, "%8." + digits + "f", value));
-            }
-        }
-        print(line.toString());
+            return n == 0 ? Stream.of("-", "-", "-") : Stream.of(sorted.get(0),
+                    (sorted.get((n - 1) / 2) + sorted.get(n / 2)) / 2, sorted.get(n - 1))
+                    .map(value -> String.format(Locale.ROOT, "%.2f", value));
+        }).toList());
     }
 
-    private static String runs(List<Double> seconds) {
-        return " (" + seconds.size() + (seconds.size() == 1 ? " run)" : " runs)");
+    private static void cells(String name, List<String> cells) {
+        print(String.format("%-44s", name) + cells.stream().map(cell -> String.format("%8s", cell)).collect(joining()));
     }
 
-    private static String connections(int number) {
-        return count(number) + (number == 1 ? " connection" : " connections");
-    }
-
-    private static String count(int number) {
-        return String.format(Locale.ROOT, "%,d", number);
-    }
-
-    private static synchronized void print(String line) {
+    private static void print(String line) {
         System.out.println(line);
-    }
-
-    // ---- Small things ----------------------------------------------------------------------------------------------
-
-    private static boolean canBegin(String what) {
-        if (secondsLeft() > 0) {
-            return true;
-        }
-        leaveOut(what + " (no time left)");
-        return false;
-    }
-
-    private static long secondsLeft() {
-        return partUntil - (System.nanoTime() - START) / 1_000_000_000;
-    }
-
-    /** How long a start may take: a little longer than its part of the time. */
-    private static long patience() {
-        return Math.max(0, secondsLeft()) + 5;
-    }
-
-    private static void leaveOut(String what) {
-        synchronized (LEFT_OUT) {
-            if (!LEFT_OUT.contains(what)) {
-                LEFT_OUT.add(what);
-            }
-        }
-    }
-
-    private static boolean onPath(String tool) {
-        return Stream.of(System.getenv("PATH").split(":"))
-                .anyMatch(directory -> Files.isExecutable(Path.of(directory, tool)));
-    }
-
-    @SafeVarargs
-    private static List<String> join(List<String>... lists) {
-        return Stream.of(lists).flatMap(List::stream).toList();
-    }
-
-    /** The whole of a file such as those of /proc, which have no size. */
-    private static String text(Path file) throws IOException {
-        try (InputStream in = new FileInputStream(file.toFile())) { // Files.readAllBytes gets one digit of a sysctl
-            return new String(in.readAllBytes(), StandardCharsets.ISO_8859_1);
-        }
-    }
-
-    private static void pause(long ms) {
-        try {
-            Thread.sleep(ms);
-        } catch (InterruptedException e) {
-            Thread.currentThread().interrupt();
-        }
     }
 }
