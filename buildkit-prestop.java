@@ -90,12 +90,12 @@ class BuildkitPrestop implements Callable<Integer> {
     public static void main(String... args) {
         Runtime.getRuntime().addShutdownHook(new Thread(Tool::endAll));
         BuildkitPrestop hook = new BuildkitPrestop();
-        System.exit(new CommandLine(hook)
-                .setParameterExceptionHandler((badFlag, rest) -> {
-                    badFlag.getCommandLine().getErr().println(badFlag.getMessage() + " (see --help)");
-                    return 2;
-                })
-                .execute(Stream.concat(hook.environmentAsFlags(args), Stream.of(args)).toArray(String[]::new)));
+        CommandLine command = new CommandLine(hook).setParameterExceptionHandler((badFlag, rest) -> {
+            badFlag.getCommandLine().getErr().println(badFlag.getMessage() + " (see --help)");
+            return 2;
+        });
+        Stream<String> flags = Stream.concat(hook.environmentAsFlags(command, args), Stream.of(args));
+        System.exit(command.execute(flags.toArray(String[]::new)));
     }
 
     @Override
@@ -165,7 +165,7 @@ class BuildkitPrestop implements Callable<Integer> {
         if (debug) {
             log.add("debug", "Active connections to buildkitd: " + (seen == null ? "unknown" : seen.count()));
         }
-        String counts = seen == null ? "unknown" : seen.tcp.size() + " " + seen.unix.size();
+        String counts = seen == null ? "unknown" : seen.tcp + " " + seen.unix.size();
         boolean nextCheckIsTooLate = waitedMs + checkFrequencyMs > reportedMs + 60_000;
         if (!counts.equals(reportedCounts) || nextCheckIsTooLate) {
             log.add(seen == null ? "warning" : "info",
@@ -197,7 +197,7 @@ class BuildkitPrestop implements Callable<Integer> {
             return "Cannot tell whether clients are connected to port " + port
                     + (socket.isEmpty() ? "" : " or " + socket) + ": " + String.join("; ", sockets.failures.values());
         }
-        int tcp = seen.tcp.size();
+        int tcp = seen.tcp;
         int unnamed = tcp - seen.peers.size();
         return tcp + (tcp == 1 ? " connection" : " connections") + " to port " + port
                 + (tcp == 0 ? "" : " from " + String.join(", ", seen.peers))
@@ -206,9 +206,9 @@ class BuildkitPrestop implements Callable<Integer> {
     }
 
     /** The environment's settings, but for those in args, as "--flag=value". Bad ones are warned of later. */
-    private Stream<String> environmentAsFlags(String... args) {
+    private Stream<String> environmentAsFlags(CommandLine command, String... args) {
         List<String> flags = new ArrayList<>();
-        for (Model.OptionSpec option : new CommandLine(this).getCommandSpec().options()) {
+        for (Model.OptionSpec option : command.getCommandSpec().options()) {
             String variable = option.descriptionKey();
             boolean wanted = variable != null && Stream.of(args).noneMatch(arg -> arg.startsWith(option.longestName()));
             String value = wanted ? System.getenv(variable) : null;
@@ -216,7 +216,7 @@ class BuildkitPrestop implements Callable<Integer> {
             if (value != null && !(variable.equals("BUILDKITD_PORT") && value.startsWith("tcp://"))) {
                 try {
                     String flag = option.longestName() + "=" + value;
-                    new CommandLine(new BuildkitPrestop()).parseArgs(flag);
+                    command.parseArgs(flag); // on trial
                     flags.add(flag);
                 } catch (ParameterException e) {
                     badEnvironment.add("Ignoring " + variable + ", using " + option.defaultValue() + ". "
@@ -249,17 +249,25 @@ class BuildkitPrestop implements Callable<Integer> {
 
 /** What one look has seen of buildkitd's sockets. */
 class Connections {
-    /** Both ends of each. A set, because the kernel shows rows twice when a table grows while it is read. */
-    final Set<String> tcp = new HashSet<>();
-    /** The inode of buildkitd's end of each. */
-    final Set<String> unix = new HashSet<>();
-    /** The first clients, as address:port. */
-    final Set<String> peers = new LinkedHashSet<>();
+    int tcp;
+    final Set<String> unix = new HashSet<>(); // the inodes of buildkitd's ends
+    final Set<String> peers = new LinkedHashSet<>(); // address:port of the first clients
     boolean portListens;
     boolean socketListens;
+    /** Both ends of the latest: when a table grows while it is read, the kernel shows some rows once more. */
+    private final Set<String> latest = new HashSet<>();
+
+    boolean addTcp(String ends) {
+        if (latest.size() == 200) {
+            latest.clear(); // those shown again follow close behind, and one too many costs no build
+        }
+        boolean isNew = latest.add(ends);
+        tcp += isNew ? 1 : 0;
+        return isNew;
+    }
 
     int count() {
-        return tcp.size() + unix.size();
+        return tcp + unix.size();
     }
 }
 
@@ -323,13 +331,12 @@ class Sockets {
         }
         Tables tables = new Tables(source, port, socket);
         String options = socket.isEmpty() ? "-tan" : "-tanx";
+        if (source == Source.netstat && socket.contains(" ")) {
+            throw new IOException("net-tools shows a path only up to its first blank");
+        }
         switch (source) {
-            case netstat -> {
-                if (socket.contains(" ")) {
-                    throw new IOException("net-tools shows a path only up to its first blank");
-                }
+            case netstat ->
                 Tool.run(tables, socket.isEmpty() ? Tables.NETSTAT_TCP : Tables.NETSTAT, "netstat", options);
-            }
             case ss -> Tool.run(tables, socket.isEmpty() ? Tables.SS_TCP : Tables.SS, "ss", options);
             default -> {
                 for (File file : files) {
@@ -345,7 +352,6 @@ class Sockets {
 
 /** The commands among the sources. */
 class Tool {
-    private static final long TIMEOUT_NANOS = TimeUnit.SECONDS.toNanos(5);
     private static final Semaphore MAY_START = new Semaphore(1);
 
     static void run(Tables tables, List<Pattern> headings, String... command) throws Exception {
@@ -379,15 +385,12 @@ class Tool {
                 .findFirst().orElseThrow(() -> new NoSuchFileException("not on the PATH"));
     }
 
-    /**
-     * What the process prints, until it exits; an IOException after 5 s. It never blocks, not even on a pipe that
-     * a child of the process holds open.
-     */
+    /** What the process prints, until it exits, for at most 5 s. Does not block, even where a child holds the pipe. */
     private static Tables.ByteSource outputOf(Process process) {
         InputStream out = process.getInputStream();
         long start = System.nanoTime();
         return buffer -> {
-            while (System.nanoTime() - start < TIMEOUT_NANOS) {
+            while (System.nanoTime() - start < 5_000_000_000L) {
                 boolean exited = !process.isAlive(); // asked before the pipe: then an empty pipe stays empty
                 if (out.available() > 0) {
                     return out.read(buffer);
@@ -412,7 +415,7 @@ class Tool {
  * The tables of a source, as netstat(8), ss(8) or proc_pid_net(5) describe them: these headings in this order, rows
  * behind them, and nothing else.
  */
-record Tables(Source source, int port, Pattern socket, Connections seen) {
+record Tables(Source source, String port, Pattern socket, Connections seen) {
     static final List<Pattern> NETSTAT = Stream.of(
             "Active Internet connections.*",
             "Proto +Recv-Q +Send-Q +Local Address +Foreign Address +State",
@@ -439,12 +442,11 @@ record Tables(Source source, int port, Pattern socket, Connections seen) {
 
     private static final Set<String> ESTABLISHED = Set.of("ESTABLISHED", "ESTAB", "01");
     private static final Set<String> LISTENING = Set.of("LISTEN", "0A");
-    private static final int PEERS_NAMED = 5;
 
     Tables(Source source, int port, String socket) {
         // Beyond ASCII all characters are alike, because the C locale has cost the JVM those of BUILDKITD_SOCKET.
-        this(source, port, Pattern.compile("(.*/)?\\Q" + socket.replaceAll("[^ -~]+", "\\\\E[^ -~]+\\\\Q") + "\\E",
-                Pattern.DOTALL), new Connections());
+        this(source, String.format(source == Source.procfs ? ":%04X" : ":%d", port), Pattern.compile("(.*/)?\\Q"
+                + socket.replaceAll("[^ -~]+", "\\\\E[^ -~]+\\\\Q") + "\\E", Pattern.DOTALL), new Connections());
     }
 
     /** Bytes as InputStream.read(byte[]) gives them. */
@@ -461,8 +463,8 @@ record Tables(Source source, int port, Pattern socket, Connections seen) {
             String[] lines = (rest + new String(chunk, 0, n, StandardCharsets.ISO_8859_1)).split("\n", -1);
             rest = lines[lines.length - 1];
             for (int i = 0; i < lines.length - 1; i++) {
-                String line = lines[i].strip();
-                if (!missing.isEmpty() && missing.element().matcher(line).matches()) {
+                String line = lines[i];
+                if (!missing.isEmpty() && missing.element().matcher(line.strip()).matches()) {
                     missing.remove();
                 } else if (!addRow(line)) {
                     throw new IOException(String.format("not a socket table: %.100s", line));
@@ -477,38 +479,37 @@ record Tables(Source source, int port, Pattern socket, Connections seen) {
     /** Adds what the row tells. False: it is no row. */
     private boolean addRow(String line) throws IOException {
         String[] words = {"", "", "", "", "", ""};
-        StringTokenizer rest = new StringTokenizer(line, " ");
-        for (int i = 0; i < words.length && rest.hasMoreTokens(); i++) {
-            words[i] = rest.nextToken();
+        for (int i = 0, start = 0; i < (source == Source.procfs ? 4 : 6) && start < line.length(); ) {
+            int end = line.indexOf(' ', start);
+            end = end < 0 ? line.length() : end;
+            if (end > start) {
+                words[i++] = line.substring(start, end);
+            }
+            start = end + 1;
         }
-        try {
-            return switch (source) {
-                // Proto Recv-Q Send-Q Local-Address Foreign-Address State
-                case netstat -> line.startsWith("tcp") ? addTcp(words[3], words[4], words[5])
-                        : addUnix(NETSTAT_ROW.matcher(line));
-                // Netid State Recv-Q Send-Q Local-Address:Port Peer-Address:Port, the first not where it is TCP only
-                case ss -> line.startsWith("u_") ? addUnix(SS_ROW.matcher(line))
-                        : line.startsWith("tcp") ? addTcp(words[4], words[5], words[1])
-                        : addTcp(words[3], words[4], words[0]);
-                // sl local_address rem_address st
-                default -> words[1].contains(":") ? addTcp(words[1], words[2], words[3])
-                        : addUnix(PROCFS_ROW.matcher(line));
-            };
-        } catch (IndexOutOfBoundsException | NumberFormatException e) {
-            return false; // too few words, or no port in an address
-        }
+        return switch (source) {
+            // Proto Recv-Q Send-Q Local-Address Foreign-Address State
+            case netstat -> line.startsWith("tcp") ? addTcp(words[3], words[4], words[5])
+                    : addUnix(NETSTAT_ROW.matcher(line.strip()));
+            // Netid State Recv-Q Send-Q Local-Address:Port Peer-Address:Port, the first not where it is TCP only
+            case ss -> line.startsWith("u_") ? addUnix(SS_ROW.matcher(line.strip()))
+                    : line.startsWith("tcp") ? addTcp(words[4], words[5], words[1])
+                    : addTcp(words[3], words[4], words[0]);
+            // sl local_address rem_address st
+            default -> words[1].contains(":") ? addTcp(words[1], words[2], words[3])
+                    : addUnix(PROCFS_ROW.matcher(line.strip()));
+        };
     }
 
     private boolean addTcp(String local, String peer, String state) throws IOException {
-        int peerPort = portOf(peer); // a row of another port must have one too
-        if (portOf(local) != port) {
-            return !state.isEmpty();
+        if (!local.endsWith(port) || !peer.contains(":")) {
+            return local.contains(":") && peer.contains(":") && !state.isEmpty();
         }
         seen.portListens |= LISTENING.contains(state);
-        if (ESTABLISHED.contains(state) && seen.tcp.add(local + " " + peer) && seen.peers.size() < PEERS_NAMED) {
-            seen.peers.add(nameOf(peer) + ":" + peerPort);
+        if (ESTABLISHED.contains(state) && seen.addTcp(local.concat(peer)) && seen.peers.size() < 5) {
+            seen.peers.add(nameOf(peer));
         }
-        return state.matches("[A-Z0-9_-]+");
+        return ESTABLISHED.contains(state) || state.matches("[A-Z0-9_-]+");
     }
 
     private boolean addUnix(Matcher row) {
@@ -522,15 +523,11 @@ record Tables(Source source, int port, Pattern socket, Connections seen) {
         return isRow;
     }
 
-    /** The port behind the last colon, 0 where it is written as a star. An exception where there is none. */
-    private int portOf(String end) {
-        String port = end.substring(end.lastIndexOf(':')); // with its colon
-        return port.equals(":*") ? 0 : Integer.parseInt(port, 1, port.length(), source == Source.procfs ? 16 : 10);
-    }
-
-    /** The address as people write it, 10.0.0.7 or [2001:db8::7], whatever way the source writes it. */
-    private String nameOf(String end) throws IOException {
-        String address = end.substring(0, end.lastIndexOf(':'));
+    /** The address and port as people write them, 10.0.0.7:41234 or [2001:db8::7]:41234, whatever the source. */
+    private String nameOf(String peer) throws IOException {
+        int colon = peer.lastIndexOf(':');
+        String address = peer.substring(0, colon);
+        String port = peer.substring(colon + 1);
         if (source == Source.procfs) { // in words of 32 bits, see Documentation/networking/proc_net_tcp.rst of Linux
             ByteBuffer bytes = ByteBuffer.allocate(address.length() / 2).order(ByteOrder.nativeOrder());
             for (int i = 0; i < address.length(); i += 8) {
@@ -538,9 +535,10 @@ record Tables(Source source, int port, Pattern socket, Connections seen) {
             }
             address = InetAddress.getByAddress(bytes.array()).getHostAddress()
                     .replaceFirst("(^|:)0(:0)+(:|$)", "::");
+            port = String.valueOf(Integer.parseInt(port, 16));
         }
         address = address.replaceAll("[\\[\\]]", "").replaceFirst("^::ffff:(?=.*\\.)", "");
-        return address.contains(":") ? "[" + address + "]" : address;
+        return (address.contains(":") ? "[" + address + "]" : address) + ":" + port;
     }
 }
 
