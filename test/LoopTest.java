@@ -193,11 +193,13 @@ class LoopTest {
     void saysWhereOnlyTheUnixSocketHasAListenerAndWaitsForItsConnections(@TempDir Path directory) throws Exception {
         Map<String, String> settings = Hook.quick(1); // nobody listens there
         settings.put("BUILDKITD_SOCKET", directory.resolve("b.sock").toString());
+        settings.put("DEBUG", "1");
         try (Server.OnSocket server = new Server.OnSocket(directory.resolve("b.sock"));
                 AutoCloseable build = server.connect(); Hook hook = Hook.start(settings)) {
             hook.awaitLog("0 connections to port 1 and 1 to " + directory.resolve("b.sock") + ". Waited 0 s so far.");
             assertThat(hook.messages("warning")).containsExactly("[PreStop Hook] Nothing listens on port 1, only on "
                     + directory.resolve("b.sock") + ". Is BUILDKITD_PORT right?");
+            Hook.waitUntil("far more checks than the quiet time needs", () -> checks(hook).size() > 60);
             Duration closed = hook.age();
             build.close();
             assertThat(hook.exitCode()).isZero();
