@@ -128,7 +128,6 @@ class BuildkitPrestop implements Callable<Integer> {
         long checksNeeded = Math.max(1, (quietSeconds * 1000L + checkFrequencyMs - 1) / checkFrequencyMs);
         long quietChecks = 0;
         long start = System.nanoTime();
-        long quietSince = start;
         while (true) {
             Connections seen = null;
             boolean quiet = false;
@@ -140,8 +139,8 @@ class BuildkitPrestop implements Callable<Integer> {
                 // no memory for the report, perhaps: whatever it is, it is not quiet
             }
             quietChecks = quiet ? quietChecks + 1 : 0;
-            quietSince = quiet ? quietSince : System.nanoTime();
-            if (quietChecks >= checksNeeded && millisSince(quietSince) >= quietSeconds * 1000L) {
+            // So many checks after one that was not quiet take the quiet time; from the start they take one sleep less.
+            if (quietChecks >= checksNeeded && millisSince(start) >= quietSeconds * 1000L) {
                 log.add("info", "All build processes seem to have stopped. Exiting now.");
                 return 0;
             }
