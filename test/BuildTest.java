@@ -1,10 +1,6 @@
 import static org.assertj.core.api.Assertions.assertThat;
 
 import java.io.IOException;
-import java.io.UncheckedIOException;
-import java.net.InetAddress;
-import java.net.ServerSocket;
-import java.net.Socket;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.time.Duration;
@@ -62,13 +58,7 @@ class BuildTest {
             Files.copy(Tools.require("busybox"), context.resolve("busybox"));
             Assumptions.assumeTrue(Hook.run(List.of("chroot", context.toString(), "/busybox", "true"), Map.of())
                     .exitCode() == 0, "needs a busybox that is linked statically (package busybox-static)");
-            Files.writeString(context.resolve("Dockerfile"), """
-                    FROM scratch
-                    COPY busybox /bin/busybox
-                    ARG IMAGE
-                    ARG GATE
-                    RUN ["/bin/busybox", "sh", "-c", "exit $(/bin/busybox nc 127.0.0.1 $GATE)"]
-                    """);
+            Files.writeString(context.resolve("Dockerfile"), Dockerd.Gate.DOCKERFILE);
             // Its steps have no network, because bake uses the host's only with consent, which old ones do not know.
             Files.writeString(context.resolve("bake.hcl"), """
                     target "first" {
@@ -184,7 +174,7 @@ class BuildTest {
             drain.awaitChecks(CHECKS_NEEDED + 5, true); // without the build it would have left
             end.accept(build);
             drain.assertLeftAfter(build);
-            build.awaitStepStopped(); // as BuildKit does with a build whose client has gone
+            build.gate.awaitStepStopped(); // as BuildKit does with a build whose client has gone
         }
     }
 
@@ -325,12 +315,11 @@ class BuildTest {
         private final String image = "build-" + COUNTER.incrementAndGet();
         private final Dockerd.Address address;
         private final Over over;
-        private final ServerSocket gate;
+        private final Dockerd.Gate gate = new Dockerd.Gate();
         private final Hook client;
         private final CompletableFuture<Long> end;
-        private Socket step;
 
-        /** A build that runs until the test lets it go: its only step is connected to the test. */
+        /** A build that runs until the test lets it go. */
         static Build start(Dockerd.Address address, Over over) {
             return new Build(address, over, false);
         }
@@ -343,30 +332,23 @@ class BuildTest {
         private Build(Dockerd.Address address, Over over, boolean bake) {
             this.address = address;
             this.over = over;
-            try {
-                gate = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"));
-                gate.setSoTimeout((int) Hook.PATIENCE.toMillis());
-            } catch (IOException e) {
-                throw new UncheckedIOException(e);
-            }
             // The arguments are part of a step's environment, so none finds another's result in the cache.
             client = bake
                     ? docker("buildx", "bake", "--progress=plain", "--file=" + context.resolve("bake.hcl"),
                             "--set=*.context=" + context, "--set=second.tags=" + image, "first", "second")
                     : docker(address.dockerd().docker.hasBuildx ? "buildx" : "image", "build", "--progress=plain",
-                            "--network=host", "--tag=" + image, "--build-arg=IMAGE=" + image,
-                            "--build-arg=GATE=" + gate.getLocalPort(), context.toString());
+                            "--network=host", "--tag=" + image, "--build-arg=IMAGE=" + image, gate.argument(),
+                            context.toString());
             end = endOf(client);
             try {
                 if (bake) {
                     client.awaitLog("] RUN ");
                 } else {
-                    step = gate.accept();
-                    step.setSoTimeout((int) Hook.PATIENCE.toMillis());
+                    gate.awaitStep(client);
                 }
-            } catch (IOException | AssertionError e) {
+            } catch (AssertionError e) {
                 close();
-                throw new AssertionError("the build does not run:\n" + String.join("\n", client.err()), e);
+                throw e;
             }
         }
 
@@ -376,12 +358,7 @@ class BuildTest {
 
         /** Lets the step end with the exit code, a digit, and returns that of the client. */
         int finish(int exitCode) {
-            try {
-                step.getOutputStream().write('0' + exitCode);
-                step.shutdownOutput();
-            } catch (IOException e) {
-                throw new UncheckedIOException(e);
-            }
+            gate.open(exitCode);
             return client.exitCode();
         }
 
@@ -403,14 +380,6 @@ class BuildTest {
             return Stream.concat(client.process().descendants(), Stream.of(client.process().toHandle())).toList();
         }
 
-        void awaitStepStopped() {
-            try {
-                step.getInputStream().readAllBytes();
-            } catch (IOException e) {
-                throw new AssertionError("the step still runs though its client has gone", e);
-            }
-        }
-
         boolean imageExists() {
             return docker("inspect", image).exitCode() == 0;
         }
@@ -418,14 +387,7 @@ class BuildTest {
         @Override
         public void close() {
             kill();
-            try {
-                gate.close();
-                if (step != null) {
-                    step.close();
-                }
-            } catch (IOException e) {
-                throw new UncheckedIOException(e);
-            }
+            gate.close();
         }
     }
 }

@@ -1,6 +1,8 @@
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.net.InetAddress;
 import java.net.ServerSocket;
+import java.net.Socket;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -115,6 +117,73 @@ final class Dockerd implements AutoCloseable {
         }
         processes.forEach(ProcessHandle::destroyForcibly);
         Hook.waitUntil("dockerd's processes end", () -> processes.stream().noneMatch(ProcessHandle::isAlive));
+    }
+
+    /** What holds a build until the test lets it go: its only step is connected to the test. */
+    static final class Gate implements AutoCloseable {
+        /** Needs a static busybox beside it, the argument that argument() gives, and the host's network. */
+        static final String DOCKERFILE = """
+                FROM scratch
+                COPY busybox /bin/busybox
+                ARG IMAGE
+                ARG GATE
+                RUN ["/bin/busybox", "sh", "-c", "exit $(/bin/busybox nc 127.0.0.1 $GATE)"]
+                """;
+        private final ServerSocket server;
+        private Socket step;
+
+        Gate() {
+            try {
+                server = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"));
+                server.setSoTimeout((int) Hook.PATIENCE.toMillis());
+            } catch (IOException e) {
+                throw new UncheckedIOException(e);
+            }
+        }
+
+        String argument() {
+            return "--build-arg=GATE=" + server.getLocalPort();
+        }
+
+        /** Waits until the client's build runs. */
+        void awaitStep(Hook client) {
+            try {
+                step = server.accept();
+                step.setSoTimeout((int) Hook.PATIENCE.toMillis());
+            } catch (IOException e) {
+                throw new AssertionError("the build does not run:\n" + String.join("\n", client.err()), e);
+            }
+        }
+
+        /** Lets the step end with the exit code, a digit. */
+        void open(int exitCode) {
+            try {
+                step.getOutputStream().write('0' + exitCode);
+                step.shutdownOutput();
+            } catch (IOException e) {
+                throw new UncheckedIOException(e);
+            }
+        }
+
+        void awaitStepStopped() {
+            try {
+                step.getInputStream().readAllBytes();
+            } catch (IOException e) {
+                throw new AssertionError("the step still runs though its client has gone", e);
+            }
+        }
+
+        @Override
+        public void close() {
+            try {
+                server.close();
+                if (step != null) {
+                    step.close();
+                }
+            } catch (IOException e) {
+                throw new UncheckedIOException(e);
+            }
+        }
     }
 
     /**

@@ -58,16 +58,12 @@ class SidecarTest {
             mount -t proc proc "$root/proc"
             exec chroot "$root" "$@"
             """;
-    private static final String DOCKERFILE = """
-            FROM scratch
-            COPY busybox /busybox
-            RUN ["/busybox", "sh", "-c", "echo building; /busybox sleep 12; echo built >/result"]
-            """;
 
     @TempDir
     Path temp;
 
     private final List<Hook> started = new ArrayList<>();
+    private final Dockerd.Gate gate = new Dockerd.Gate();
     private final PodSpec pod = DocsTest.pod("prestop.yaml");
     private final Container buildkitd = pod.getContainers().get(0);
     private final Container sidecar = pod.getInitContainers().get(0);
@@ -90,7 +86,7 @@ class SidecarTest {
         fill(shared.resolve("jbang"));
         Path context = Files.createDirectory(temp.resolve("context"));
         Files.copy(Tools.require("busybox").toRealPath(), context.resolve("busybox"));
-        Files.writeString(context.resolve("Dockerfile"), DOCKERFILE);
+        Files.writeString(context.resolve("Dockerfile"), Dockerd.Gate.DOCKERFILE);
     }
 
     @AfterEach
@@ -98,6 +94,7 @@ class SidecarTest {
         for (int i = started.size() - 1; i >= 0; i--) {
             started.get(i).close();
         }
+        gate.close();
     }
 
     @ParameterizedTest
@@ -108,13 +105,14 @@ class SidecarTest {
         if (overTheUnixSocket) {
             host = "unix:///proc/" + firstProcess(daemon).pid() + "/root/tmp/" + socket();
         }
-        Hook build = build("image");
+        Hook build = build();
 
         Hook hook = preStop(daemon, 3540);
         Hook.waitUntil("new builds go elsewhere", () -> !ready(daemon));
         String connections = overTheUnixSocket ? "0 connections to port %d and [1-9] to %s" : "port %d from .*";
         Hook.waitUntil("the connection is seen", () -> prestop.err().stream()
                 .anyMatch(line -> line.matches(".*" + connections.formatted(port, socket()) + ".*")));
+        gate.open(0);
         Hook.waitUntil("the build ends", () -> !build.process().isAlive() || !hook.process().isAlive());
         assertThat(hook.process().isAlive()).as("buildkitd would be stopped with the build running").isTrue();
         assertThat(build.exitCode()).as(String.join("\n", build.err())).isZero();
@@ -134,13 +132,18 @@ class SidecarTest {
     void sidecarGoesOnWhenTheHooksJvmDies() {
         Hook prestop = startSidecar();
         Hook daemon = startBuildkitd();
-        Hook build = build("image");
+        Hook build = build();
         Hook hook = preStop(daemon, 3540);
         prestop.awaitLog(" to port " + port + " from ");
         List<ProcessHandle> jvm = firstProcess(prestop).descendants()
                 .filter(process -> process.info().commandLine().orElse("").contains("BuildkitPrestop")).toList();
         assertThat(jvm).hasSize(1);
         jvm.get(0).destroyForcibly();
+        jvm.get(0).onExit().join();
+        int before = prestop.err().size();
+        Hook.waitUntil("another JVM sees the build", () -> prestop.err().stream().skip(before)
+                .anyMatch(line -> line.contains(" to port " + port + " from ")));
+        gate.open(0);
         assertThat(build.exitCode()).isZero();
         assertThat(hook.process().isAlive()).isTrue();
         assertThat(hook.exitCode()).isZero();
@@ -152,10 +155,11 @@ class SidecarTest {
     void buildkitdWaitsOutItsLimitWhenTheSidecarDies() {
         Hook prestop = startSidecar();
         Hook daemon = startBuildkitd();
-        Hook build = build("image");
+        Hook build = build();
         Hook hook = preStop(daemon, 30);
         prestop.awaitLog(" to port " + port + " from ");
         prestop.close();
+        gate.open(0);
         assertThat(build.exitCode()).isZero();
         assertThat(hook.exitCode()).isZero();
         assertThat(hook.age()).isGreaterThan(Duration.ofSeconds(28));
@@ -296,16 +300,12 @@ class SidecarTest {
 
     // ---- The client ------------------------------------------------------------------------------------------------
 
-    /** A build that takes some seconds, running. */
-    private Hook build(String image) {
-        Hook build = docker.run(host, "build", "--network=host", "--no-cache", "--tag=" + image,
+    /** A build that runs until the gate opens. */
+    private Hook build() {
+        Hook build = docker.run(host, "build", "--network=host", "--tag=image", gate.argument(),
                 temp.resolve("context").toString());
         started.add(build);
-        Hook.waitUntil("the build runs", () -> {
-            assertThat(build.process().isAlive()).as(build.out() + "\n" + build.err()).isTrue();
-            return Stream.concat(build.out().stream(), build.err().stream())
-                    .anyMatch(line -> line.endsWith("building"));
-        });
+        gate.awaitStep(build);
         return build;
     }
 }
