@@ -8,6 +8,7 @@ import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.util.ArrayList;
+import java.util.Collections;
 import java.util.List;
 import java.util.Map;
 import java.util.stream.Stream;
@@ -164,7 +165,7 @@ class BrokenToolsTest {
                 Hook hook = hook(server.port(), "auto")) {
             hook.awaitLog("1 connection to port " + server.port() + " from 127.0.0.1:"
                     + build.client().getLocalPort());
-            awaitChecks(hook, "1", 10);
+            hook.awaitChecks("1", 10);
             assertNoneOfThePidsRuns();
             assertThat(hook.process().isAlive()).isTrue();
             if (fault.reason == null) {
@@ -186,7 +187,7 @@ class BrokenToolsTest {
     void theHookStaysUntilItCanTellWhenTheOnlyTool(Fault fault) throws IOException {
         fault.install(directory);
         try (Hook hook = hook(PORT, fault.tool.name())) {
-            awaitChecks(hook, "unknown", fault.hangs ? 1 : 5);
+            hook.awaitChecks("unknown", fault.hangs ? 1 : 5);
             hook.awaitLog("Cannot tell");
             assertThat(hook.process().isAlive()).isTrue();
             assertThat(hook.messages("warning")).singleElement().asString()
@@ -213,7 +214,7 @@ class BrokenToolsTest {
         Tools.stub(directory.resolve(tool.name()), tool.tables("", ""));
         try (Server server = Server.start(); Server.Connection build = server.connect();
                 Hook hook = hook(server.port(), "auto")) {
-            awaitChecks(hook, "1", 10);
+            hook.awaitChecks("1", 10);
             build.close();
             assertThat(hook.exitCode()).isZero();
             assertThat(hook.messages("warning")).isEmpty();
@@ -227,7 +228,7 @@ class BrokenToolsTest {
         Tools.stub(directory.resolve(blind.name()), blind.tables("", ""));
         Tools.stub(directory.resolve(failing.name()), "exit 1");
         try (Hook hook = hook(PORT, "auto")) { // procfs sees nothing of this port either
-            awaitChecks(hook, "unknown", 10);
+            hook.awaitChecks("unknown", 10);
             assertThat(hook.process().isAlive()).isTrue();
             assertThat(hook.messages("warning")).singleElement().asString().contains("Cannot tell", failing + ": ");
             Files.delete(directory.resolve(failing.name()));
@@ -242,13 +243,13 @@ class BrokenToolsTest {
         Tools.stub(directory.resolve("netstat"), "exit 1");
         Tools.stub(directory.resolve("ss"), Tool.ss.busy(PORT));
         try (Hook hook = hook(PORT, "auto")) {
-            awaitChecks(hook, "1", 3);
+            hook.awaitChecks("1", 3);
             Tools.stub(directory.resolve("netstat"), Tool.netstat.busy(PORT).replace(PEER, "10.9.8.7:5"));
             Tools.stub(directory.resolve("ss"), "exit 1");
             // procfs comes before netstat now, and knows nothing of this port: it is not believed
             hook.awaitLog("Could not use ss: ");
-            int checks = checks(hook, "1");
-            awaitChecks(hook, "1", checks + 3);
+            int checks = Collections.frequency(hook.checks(), "1");
+            hook.awaitChecks("1", checks + 3);
             assertThat(hook.process().isAlive()).isTrue();
             assertThat(hook.messages("warning")).hasSize(2);
         }
@@ -261,7 +262,7 @@ class BrokenToolsTest {
         Map<String, String> env = environment(PORT, "netstat");
         env.put("CHECK_FREQUENCY_MS", "1000000"); // so there is one child, and the file names it
         try (Hook hook = Hook.start(env)) {
-            awaitChecks(hook, "1", 1);
+            hook.awaitChecks("1", 1);
             assertThat(hook.messages("warning")).isEmpty(); // so the 5 s were not used up
         } finally {
             endThePids();
@@ -275,13 +276,13 @@ class BrokenToolsTest {
         Map<String, String> env = environment(PORT, "ss");
         env.put("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "1");
         try (Hook hook = Hook.start(env)) {
-            awaitChecks(hook, "0", 20);
+            hook.awaitChecks("0", 20);
             Tools.stub(directory.resolve("ss"), "exit 1");
-            awaitChecks(hook, "unknown", 3);
+            hook.awaitChecks("unknown", 3);
             Tools.stub(directory.resolve("ss"), Tool.ss.quiet(PORT));
             assertThat(hook.exitCode()).isZero();
-            List<String> checks = hook.messages("debug");
-            assertThat(checks.size() - 1 - lastUnknown(checks)).isEqualTo(1000 / 20);
+            List<String> checks = hook.checks();
+            assertThat(checks.size() - 1 - checks.lastIndexOf("unknown")).isEqualTo(1000 / 20);
         }
     }
 
@@ -313,7 +314,7 @@ class BrokenToolsTest {
             Tools.stub(directory.resolve("netstat"), Tool.netstat.busy(PORT));
         }
         try (Hook hook = hook(PORT, there ? "netstat" : "ss")) {
-            awaitChecks(hook, there ? "1" : "unknown", 20);
+            hook.awaitChecks(there ? "1" : "unknown", 20);
             // Field 11 of proc(5)'s stat: page faults of children that have ended. Even a vain attempt to start one
             // has some.
             String stat = Files.readString(Path.of("/proc", "" + hook.process().pid(), "stat"));
@@ -342,13 +343,13 @@ class BrokenToolsTest {
             env.put("CHECK_FREQUENCY_MS", "1");
             try (Hook hook = Hook.start(env)) {
                 String count = what.startsWith("real") ? "1" : "unknown";
-                awaitChecks(hook, count, 100);
+                hook.awaitChecks(count, 100);
                 int filesBefore = openFiles(hook);
                 for (int lines = 100; lines <= 2_100; lines += 100) { // patience is for each hundred
                     int enough = lines;
                     Hook.waitUntil(lines + " lines are logged", () -> hook.err().size() >= enough);
                 }
-                assertThat(checks(hook, count)).isGreaterThanOrEqualTo(2_000);
+                assertThat(Collections.frequency(hook.checks(), count)).isGreaterThanOrEqualTo(2_000);
                 // while a tool is being started there are some more for a moment
                 Hook.waitUntil("about " + filesBefore + " files are open", () -> openFiles(hook) <= filesBefore + 3);
                 List<ProcessHandle> children = hook.process().children().toList();
@@ -377,8 +378,8 @@ class BrokenToolsTest {
     /** Wraps a command: for an unprivileged user whose own /proc/net, not that of its children, is the directory. */
     private static List<String> withProcNet(Path net, List<String> command) {
         List<String> wrapped = new ArrayList<>(List.of(Tools.require("unshare").toString(), "--mount", "/bin/sh", "-c",
-                "PATH=/usr/sbin:/usr/bin:/sbin:/bin mount --bind \"$0\" /proc/$$/net && exec \"$@\"", net.toString(),
-                Tools.require("setpriv").toString(), "--reuid", "65534", "--regid", "65534", "--clear-groups"));
+                "PATH=/usr/sbin:/usr/bin:/sbin:/bin mount --bind \"$0\" /proc/$$/net && exec \"$@\"", net.toString()));
+        wrapped.addAll(Tools.nobody());
         wrapped.addAll(command);
         return wrapped;
     }
@@ -424,16 +425,16 @@ class BrokenToolsTest {
         }
         List<String> command = withProcNet(net, Tools.javaCommandForEveryone(directory.resolve("jars")));
         try (Hook hook = Hook.run(command, environment(PORT, source))) {
-            awaitChecks(hook, "unknown", 5);
+            hook.awaitChecks("unknown", 5);
             assertThat(hook.process().isAlive()).isTrue();
             assertThat(hook.messages("warning")).singleElement().asString().contains("Cannot tell", reason);
 
             replace(net.resolve("unix"), PROCFS_UNIX_HEADING + PROCFS_UNIX_CONNECTION, "r--r--r--");
             replace(net.resolve("tcp"), PROCFS_HEADING + PROCFS_LISTENER + PROCFS_CONNECTION, "r--r--r--");
             hook.awaitLog("1 connection to port " + PORT + " from " + PEER + " and 1 to " + SOCKET);
-            int checks = checks(hook, "unknown");
+            int checks = Collections.frequency(hook.checks(), "unknown");
             replace(net.resolve("tcp6"), "garbage\n", "r--r--r--"); // the connections may be in the other table
-            awaitChecks(hook, "unknown", checks + 5);
+            hook.awaitChecks("unknown", checks + 5);
             replace(net.resolve("tcp"), PROCFS_HEADING + PROCFS_LISTENER, "r--r--r--");
             replace(net.resolve("unix"), PROCFS_UNIX_HEADING, "r--r--r--");
             replace(net.resolve("tcp6"), PROCFS_HEADING.replace("rem_", "remote_"), "r--r--r--");
@@ -456,7 +457,7 @@ class BrokenToolsTest {
         env.put("PATH", tools.toString());
         List<String> command = withProcNet(net, Tools.javaCommandForEveryone(directory.resolve("jars")));
         try (Hook hook = Hook.run(command, env)) {
-            awaitChecks(hook, "unknown", 5);
+            hook.awaitChecks("unknown", 5);
             assertThat(hook.process().isAlive()).isTrue();
             assertThat(hook.messages("warning")).singleElement().asString()
                     .contains("Cannot tell", "netstat: ", "ss: ", "procfs: ");
@@ -486,7 +487,7 @@ class BrokenToolsTest {
         List<String> subset = List.of(Tools.require("unshare").toString(), "--mount", "/bin/sh", "-c",
                 "PATH=/usr/sbin:/usr/bin:/sbin:/bin mount -t proc -o subset=pid proc /proc && exec \"$@\"", "sh");
         try (Hook hook = Hook.startWith(subset, env)) {
-            awaitChecks(hook, "unknown", 5);
+            hook.awaitChecks("unknown", 5);
             assertThat(hook.process().isAlive()).isTrue();
             assertThat(hook.messages("warning")).singleElement().asString().contains(": no access to");
         }
@@ -513,30 +514,6 @@ class BrokenToolsTest {
         return env;
     }
 
-    private static int checks(Hook hook, String count) {
-        return (int) hook.err().stream()
-                .filter(line -> line.contains("Active connections to buildkitd: " + count + "\"")).count();
-    }
-
-    /** Waits until that many checks have had that result; not longer than the hook runs. */
-    private static void awaitChecks(Hook hook, String result, int checks) {
-        for (int i = 0; i < checks; i += 10) { // patience is for each ten, as a busy machine may need it
-            int enough = Math.min(i + 10, checks);
-            Hook.waitUntil(enough + " checks say " + result, () -> !hook.process().isAlive()
-                    || hook.err().size() >= enough && checks(hook, result) >= enough);
-        }
-        assertThat(checks(hook, result)).as("checks that say " + result + "; the log is " + last(hook.err()))
-                .isGreaterThanOrEqualTo(checks);
-    }
-
-    private static List<String> last(List<String> lines) {
-        return lines.subList(Math.max(0, lines.size() - 5), lines.size());
-    }
-
-    private static int lastUnknown(List<String> checks) {
-        return checks.lastIndexOf("[PreStop Hook] Active connections to buildkitd: unknown");
-    }
-
     private static int openFiles(Hook hook) {
         return Path.of("/proc", "" + hook.process().pid(), "fd").toFile().list().length;
     }
@@ -552,7 +529,6 @@ class BrokenToolsTest {
     }
 
     private void endThePids() throws IOException {
-        pids().stream().filter(Tools::running)
-                .forEach(pid -> ProcessHandle.of(pid).ifPresent(ProcessHandle::destroyForcibly));
+        Tools.end(pids().stream());
     }
 }

@@ -31,6 +31,7 @@ final class Hook implements AutoCloseable {
     /** How long a test waits for what should come at once; long, because machines that run tests are busy. */
     static final Duration PATIENCE = Duration.ofSeconds(60);
 
+    private static final String CHECK = "Active connections to buildkitd: ";
     private static final ObjectMapper JSON = new ObjectMapper();
     private static String classpath;
 
@@ -164,6 +165,22 @@ final class Hook implements AutoCloseable {
     /** Waits until a line of stderr holds the text. */
     Hook awaitLog(String text) {
         waitUntil("the log says: " + text, () -> err().stream().anyMatch(line -> line.contains(text)));
+        return this;
+    }
+
+    /** What each check has seen so far, if DEBUG is set: a number, or "unknown". */
+    List<String> checks() {
+        return err().stream().filter(line -> line.contains(CHECK))
+                .map(line -> line.substring(line.indexOf(CHECK) + CHECK.length()).split("\"", 2)[0]).toList();
+    }
+
+    /** Waits until so many checks have seen this, for at most PATIENCE. Fails where the hook ends before. */
+    Hook awaitChecks(String seen, int number) {
+        waitUntil(number + " checks see " + seen,
+                () -> !process.isAlive() || Collections.frequency(checks(), seen) >= number);
+        if (Collections.frequency(checks(), seen) < number) {
+            throw new AssertionError("it ended before " + number + " checks saw " + seen + ": " + err());
+        }
         return this;
     }
 

@@ -82,8 +82,9 @@ class SidecarTest {
             port = free.getLocalPort();
         }
         shared = Files.createDirectory(temp.resolve("shared"));
-        Files.setPosixFilePermissions(shared, PosixFilePermissions.fromString("rwxrwxrwx")); // as an emptyDir
-        fill(shared.resolve("jbang"));
+        // JBang is in a real sidecar's image, and picocli is fetched before its startup probe passes.
+        Tools.copyFetched(shared.resolve("jbang"), shared.resolve("jbang/repository"));
+        assertThat(Hook.run(List.of("chmod", "-R", "a+rwX", shared.toString()), Map.of()).exitCode()).isZero();
         Path context = Files.createDirectory(temp.resolve("context"));
         Files.copy(Tools.require("busybox").toRealPath(), context.resolve("busybox"));
         Files.writeString(context.resolve("Dockerfile"), Dockerd.Gate.DOCKERFILE);
@@ -176,36 +177,6 @@ class SidecarTest {
     }
 
     // ---- The kubelet -----------------------------------------------------------------------------------------------
-
-    /**
-     * What JBang and its helper would fetch: JBang itself, which a real sidecar has in its image, and picocli. So the
-     * test needs no network.
-     */
-    private static void fill(Path jbangDirectory) throws IOException {
-        List<String> java = Hook.javaCommand();
-        Path picocli = Stream.of(java.get(java.size() - 2).split(":")).map(Path::of)
-                .filter(jar -> jar.getFileName().toString().startsWith("picocli-")).findFirst().orElseThrow();
-        List<Path> copies = new ArrayList<>();
-        try (Stream<Path> jars = Files.list(Tools.JBANG_DIR)) {
-            jars.filter(jar -> jar.getFileName().toString().startsWith("jbang-cli-")).forEach(copies::add);
-        }
-        Path repository = jbangDirectory.resolve("repository/info/picocli/picocli")
-                .resolve(picocli.getParent().getFileName());
-        Files.createDirectories(repository);
-        for (Path jar : copies) {
-            Files.copy(jar, jbangDirectory.resolve(jar.getFileName()));
-        }
-        try (Stream<Path> files = Files.list(picocli.getParent())) {
-            for (Path file : (Iterable<Path>) files::iterator) {
-                Files.copy(file, repository.resolve(file.getFileName()));
-            }
-        }
-        try (Stream<Path> all = Files.walk(jbangDirectory)) {
-            for (Path directory : (Iterable<Path>) all.filter(Files::isDirectory)::iterator) {
-                Files.setPosixFilePermissions(directory, PosixFilePermissions.fromString("rwxrwxrwx"));
-            }
-        }
-    }
 
     /** The sidecar, started: its startup probe has passed. */
     private Hook startSidecar(String... namespaces) {

@@ -207,7 +207,6 @@ class SourcesTest {
 
     /** Four hooks that watch the same port, each through another source. */
     private final class Watch implements AutoCloseable {
-        private static final String CHECK = "Active connections to buildkitd: ";
         private static final int CHECKS_TO_STAY = 4;
         private static final Pattern PEERS = Pattern.compile(
                 "\\d+ connections? to port \\d+ from (.*?) and \\d+ to .*\\. Waited .*");
@@ -255,21 +254,16 @@ class SourcesTest {
         void sees(int connections) {
             String expected = String.valueOf(connections);
             hooks.forEach((name, hook) -> Hook.waitUntil(name + " sees " + expected,
-                    () -> last(checks(hook), expected)));
+                    () -> last(hook.checks(), expected)));
             hooks.forEach((name, hook) -> {
-                int seen = checks(hook).size();
-                Hook.waitUntil(name + " goes on", () -> checks(hook).size() >= seen + CHECKS_TO_STAY);
-                assertThat(checks(hook).subList(seen, seen + CHECKS_TO_STAY)).as(name).containsOnly(expected);
+                int seen = hook.checks().size();
+                Hook.waitUntil(name + " goes on", () -> hook.checks().size() >= seen + CHECKS_TO_STAY);
+                assertThat(hook.checks().subList(seen, seen + CHECKS_TO_STAY)).as(name).containsOnly(expected);
             });
         }
 
         private boolean last(List<String> checks, String expected) {
             return !checks.isEmpty() && checks.get(checks.size() - 1).equals(expected);
-        }
-
-        private List<String> checks(Hook hook) {
-            return hook.err().stream().filter(line -> line.startsWith(CHECK))
-                    .map(line -> line.substring(CHECK.length())).toList();
         }
 
         /** The peers named when the number changed last. */
@@ -292,7 +286,7 @@ class SourcesTest {
         public void close() {
             hooks.forEach((name, hook) -> {
                 hook.close();
-                assertThat(checks(hook)).as(name).doesNotContain("unknown");
+                assertThat(hook.checks()).as(name).doesNotContain("unknown");
             });
         }
     }

@@ -32,16 +32,9 @@ class StartTest {
                 arguments("jbang", List.of(HELPER.toString(), Hook.SCRIPT.toString())),
                 // Java's exec, like Kubernetes', does not start a file without #!, as a shell does: so a shell it is.
                 arguments("./buildkit-prestop.java", List.of("sh", "-c", Hook.SCRIPT + " \"$@\"", "-"))));
-        Tools.jdks().forEach((version, jdk) -> ways.add(arguments("java " + version,
-                List.of(jdk.resolve("bin/java").toString(), "-cp", picocli(), Hook.SCRIPT.toString()))));
+        Tools.jdks().forEach((version, jdk) -> ways.add(arguments("java " + version, List.of(
+                jdk.resolve("bin/java").toString(), "-cp", Tools.picocli().toString(), Hook.SCRIPT.toString()))));
         return ways.stream();
-    }
-
-    /** The path of picocli's jar, where JBang keeps it. */
-    private static String picocli() {
-        List<String> command = Hook.javaCommand();
-        return Stream.of(command.get(command.size() - 2).split(":")).filter(jar -> jar.contains("picocli-"))
-                .findFirst().orElseThrow();
     }
 
     private static Hook start(List<String> way, Map<String, String> env, String... args) {
@@ -175,7 +168,7 @@ class StartTest {
     }
 
     @Test
-    void twoStartsAtTheSameMomentOnAColdCacheBothWork() throws IOException {
+    void twoStartsAtTheSameMomentOnAColdCacheBothWork() {
         Map<String, String> env = emptyHome();
         List<Hook> hooks = new ArrayList<>();
         try {
@@ -192,24 +185,10 @@ class StartTest {
     }
 
     /** A HOME in which JBang has compiled nothing yet; what was fetched before is there, so no network is needed. */
-    private Map<String, String> emptyHome() throws IOException {
-        Path home = Files.createDirectory(temp.resolve("home"));
-        Path jar = Path.of(picocli());
-        Path repository = Files.createDirectories(home.resolve(".m2/repository"));
-        Path version = Files.createDirectories(repository.resolve("info/picocli/picocli")
-                .resolve(jar.getParent().getFileName()));
-        try (Stream<Path> files = Files.list(jar.getParent())) {
-            for (Path file : files.toList()) {
-                Files.copy(file, version.resolve(file.getFileName()));
-            }
-        }
-        Path kept = Files.createDirectory(home.resolve(".jbang"));
-        try (Stream<Path> files = Files.list(Tools.JBANG_DIR)) {
-            for (Path file : files.filter(file -> file.toString().endsWith("-all.jar")).toList()) {
-                Files.copy(file, kept.resolve(file.getFileName()));
-            }
-        }
-        return Hook.env("HOME", home, "JBANG_DIR", kept);
+    private Map<String, String> emptyHome() {
+        Path home = temp.resolve("home");
+        Tools.copyFetched(home.resolve(".jbang"), home.resolve(".m2/repository"));
+        return Hook.env("HOME", home, "JBANG_DIR", home.resolve(".jbang"));
     }
 
     @Test

@@ -1,3 +1,4 @@
+import java.io.File;
 import java.io.IOException;
 import java.io.OutputStream;
 import java.io.Reader;
@@ -82,6 +83,11 @@ final class Tools {
                 "needs root that may make namespaces (unshare) and change users (setpriv)");
     }
 
+    /** The start of a command that becomes an unprivileged user. */
+    static List<String> nobody() {
+        return List.of(require("setpriv").toString(), "--reuid", "65534", "--regid", "65534", "--clear-groups");
+    }
+
     /** Hook.javaCommand() for any user and any place: its jars copied to a directory that everybody can read. */
     static List<String> javaCommandForEveryone(Path directory) {
         try {
@@ -103,6 +109,31 @@ final class Tools {
         } catch (IOException e) {
             throw new UncheckedIOException(e);
         }
+    }
+
+    /** Copies what JBang and test/jbang fetch for the script, so that a test needs no network: JBang and picocli. */
+    static void copyFetched(Path jbangDirectory, Path repository) {
+        Path picocli = picocli().getParent();
+        Path version = repository.resolve("info/picocli/picocli").resolve(picocli.getFileName());
+        try {
+            Files.createDirectories(jbangDirectory);
+            Files.createDirectories(version);
+            for (File file : JBANG_DIR.toFile().listFiles((directory, name) -> name.endsWith("-all.jar"))) {
+                Files.copy(file.toPath(), jbangDirectory.resolve(file.getName()));
+            }
+            for (File file : picocli.toFile().listFiles()) {
+                Files.copy(file.toPath(), version.resolve(file.getName()));
+            }
+        } catch (IOException e) {
+            throw new UncheckedIOException(e);
+        }
+    }
+
+    /** Picocli's jar, where JBang keeps it. */
+    static Path picocli() {
+        List<String> command = Hook.javaCommand();
+        return Stream.of(command.get(command.size() - 2).split(":")).filter(jar -> jar.contains("picocli-"))
+                .map(Path::of).findFirst().orElseThrow();
     }
 
     /** Lets every user read the directory. JUnit's temporary directories are their owner's alone. */
@@ -145,6 +176,11 @@ final class Tools {
         } catch (IOException e) {
             return false;
         }
+    }
+
+    /** Ends those of the processes that still run. */
+    static void end(Stream<Long> pids) {
+        pids.filter(Tools::running).forEach(pid -> ProcessHandle.of(pid).ifPresent(ProcessHandle::destroyForcibly));
     }
 
     private static boolean succeeds(String... command) {
