@@ -80,13 +80,4 @@ class LogTest {
                     .allSatisfy(line -> assertThat(line).startsWith("two lines \"\u00e9\" "));
         }
     }
-
-    @Test
-    void leaveOutTheChecksUnlessDebugIsSet() {
-        Map<String, String> settings = Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0, "DEBUG", "");
-        try (Hook hook = Hook.start(settings)) {
-            assertThat(hook.exitCode()).isZero();
-            assertThat(hook.messages("debug")).isEmpty();
-        }
-    }
 }

@@ -185,15 +185,15 @@ class SettingsTest {
     }
 
     @ParameterizedTest
-    @CsvSource({"1,", "1,--debug", ",--debug", "0,"})
-    void debugIsOnByEnvironmentOrByFlag(String variable, String flag) {
+    @CsvSource({"1,, 1", "1, --debug, 1", ", --debug, 1", "0,, 1", "'',, 0"})
+    void debugIsOnByEnvironmentOrByFlag(String variable, String flag, int checks) {
         Map<String, String> settings = Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "0");
         if (variable != null) {
             settings.put("DEBUG", variable);
         }
         try (Hook hook = flag == null ? Hook.start(settings) : Hook.start(settings, flag)) {
             assertThat(hook.exitCode()).isZero();
-            assertThat(hook.messages("debug")).hasSize(1);
+            assertThat(hook.messages("debug")).hasSize(checks);
         }
     }
 
