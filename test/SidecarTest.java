@@ -113,6 +113,8 @@ class SidecarTest {
         String connections = overTheUnixSocket ? "0 connections to port %d and [1-9] to %s" : "port %d from .*";
         Hook.waitUntil("the connection is seen", () -> prestop.err().stream()
                 .anyMatch(line -> line.matches(".*" + connections.formatted(port, socket()) + ".*")));
+        Hook.pause(5000); // a hook that sees the connection and does not care would leave after 1 s
+        assertThat(hook.process().isAlive()).as("buildkitd would be stopped with the build running").isTrue();
         gate.open(0);
         Hook.waitUntil("the build ends", () -> !build.process().isAlive() || !hook.process().isAlive());
         assertThat(hook.process().isAlive()).as("buildkitd would be stopped with the build running").isTrue();
