@@ -257,11 +257,11 @@ class Connections {
     private final Set<String> latest = new HashSet<>();
 
     boolean addTcp(String ends) {
-        if (latest.size() == 200) {
-            latest.clear(); // those shown again follow close behind, and one too many costs no build
-        }
         boolean isNew = latest.add(ends);
         tcp += isNew ? 1 : 0;
+        if (latest.size() > 200) {
+            latest.clear(); // those shown again follow close behind, and one too many costs no build
+        }
         return isNew;
     }
 
