@@ -299,6 +299,13 @@ class BrokenToolsTest {
     }
 
     @Test
+    void anErrorThatNobodyThoughtOfIsALookThatFailed() {
+        Sockets sockets = new Sockets(PORT, null, Source.auto); // whose path is none
+        assertThat(sockets.look()).isNull();
+        assertThat(sockets.failures).containsOnlyKeys(Source.netstat, Source.ss, Source.procfs);
+    }
+
+    @Test
     void onceSaysOnStderrWhyItCannotTellAndPrintsNoNumber() {
         try (Hook hook = Hook.start(environment(PORT, "ss"), "--once")) {
             assertThat(hook.exitCode()).isEqualTo(1);

@@ -243,7 +243,10 @@ class PlacesTest {
         // The reader lives for longer than the hook may, and reads nothing; 64 KiB fill its pipe.
         List<String> command = shell("{ head -c 65536 /dev/zero; \"$@\" 2>&1; echo $? >'" + code + "'; } | sleep 60");
         command.addAll(Hook.javaCommand());
-        try (Server server = Server.start(); Hook hook = Hook.run(command, Hook.quick(server.port()))) {
+        Map<String, String> env = Hook.quick(1); // nothing listens there
+        env.put("DEBUG", "1");
+        env.put("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "4"); // 200 lines, of which 100 can wait to be written
+        try (Hook hook = Hook.run(command, env)) {
             Hook.waitUntil("the hook ends", () -> Files.exists(code));
             assertThat(hook.process().isAlive()).isTrue();
             assertThat(code).hasContent("0");
@@ -377,9 +380,10 @@ class PlacesTest {
     @RepeatedTest(10) // it is a race between the end of the first tool and that of the hook
     void noToolIsStartedAfterASignal() throws Exception {
         Path started = directory.resolve("started");
-        for (String tool : List.of("netstat", "ss")) {
-            Tools.stub(directory.resolve(tool), SYSTEM_PATH + "\necho $$ >> '" + started + "'; exec sleep 1000");
-        }
+        // The children of the first are what the hook has to end after it, so that a second one had its chance.
+        Tools.stub(directory.resolve("netstat"), SYSTEM_PATH + "\nfor i in $(seq 200); do sleep 1000 & done\n"
+                + "echo $$ >> '" + started + "'; exec sleep 1000");
+        Tools.stub(directory.resolve("ss"), SYSTEM_PATH + "\necho $$ >> '" + started + "'; exec sleep 1000");
         List<String> pids;
         try (Hook hook = Hook.start(Hook.env("BUILDKITD_PORT", 1, "PATH", directory))) {
             Hook.waitUntil("the first tool hangs", () -> started.toFile().length() > 0);
