@@ -150,8 +150,10 @@ class LoopTest {
         ExecutorService writer = new ThreadPoolExecutor(1, 1, 0, TimeUnit.SECONDS, new ArrayBlockingQueue<>(1)) {
             @Override
             public void execute(Runnable line) { // the first, before the loop, is fine, and so are those from the fifth
-                if (lines.incrementAndGet() > 1 && lines.get() < 5) {
-                    throw new IllegalStateException("cannot be logged");
+                switch (lines.incrementAndGet()) {
+                    case 2, 3 -> throw new IllegalStateException("cannot be logged");
+                    case 4 -> throw new StackOverflowError("cannot be logged either");
+                    default -> { }
                 }
             }
         };
