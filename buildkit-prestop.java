@@ -113,11 +113,11 @@ class BuildkitPrestop implements Callable<Integer> {
 
     private int printCount() {
         Connections seen = sockets.look();
-        warn(seen);
         if (seen == null) {
             log.add("warning", describe(null) + ".");
             return 1;
         }
+        warn(seen);
         System.out.println(seen.count());
         return 0;
     }
@@ -160,15 +160,16 @@ class BuildkitPrestop implements Callable<Integer> {
 
     /** Logs each change, and a sign of life every minute. */
     private void report(Connections seen, long waitedMs) {
-        warn(seen);
+        if (seen != null) {
+            warn(seen);
+        }
         if (debug) {
             log.add("debug", "Active connections to buildkitd: " + (seen == null ? "unknown" : seen.count()));
         }
         String counts = seen == null ? "unknown" : seen.tcp + " " + seen.unix.size();
         boolean nextCheckIsTooLate = waitedMs + checkFrequencyMs > reportedMs + 60_000;
         if (!counts.equals(reportedCounts) || nextCheckIsTooLate) {
-            log.add(seen == null ? "warning" : "info",
-                    describe(seen) + ". Waited " + waitedMs / 1000 + " s so far.");
+            log.add(seen == null ? "warning" : "info", describe(seen) + ". Waited " + waitedMs / 1000 + " s so far.");
             reportedCounts = counts;
             reportedMs = waitedMs;
         }
@@ -176,9 +177,6 @@ class BuildkitPrestop implements Callable<Integer> {
 
     /** Logs what may be wrong although something was seen: a source that failed, and at the start the port. */
     private void warn(Connections seen) {
-        if (seen == null) {
-            return;
-        }
         for (Source failed : sockets.failures.keySet()) {
             if (!sockets.missing.contains(failed) && warnedOf.add(failed)) {
                 log.add("warning", "Could not use " + sockets.failures.get(failed) + ".");
@@ -196,10 +194,9 @@ class BuildkitPrestop implements Callable<Integer> {
             return "Cannot tell whether clients are connected to port " + port
                     + (socket.isEmpty() ? "" : " or " + socket) + ": " + String.join("; ", sockets.failures.values());
         }
-        int tcp = seen.tcp;
-        int unnamed = tcp - seen.peers.size();
-        return tcp + (tcp == 1 ? " connection" : " connections") + " to port " + port
-                + (tcp == 0 ? "" : " from " + String.join(", ", seen.peers))
+        int unnamed = seen.tcp - seen.peers.size();
+        return seen.tcp + (seen.tcp == 1 ? " connection" : " connections") + " to port " + port
+                + (seen.tcp == 0 ? "" : " from " + String.join(", ", seen.peers))
                 + (unnamed == 0 ? "" : " and " + unnamed + " more")
                 + (socket.isEmpty() ? "" : " and " + seen.unix.size() + " to " + socket);
     }
@@ -285,12 +282,15 @@ class Sockets {
 
     private final int port;
     private final String socket;
+    final Pattern paths;
     private final List<Source> sources = new ArrayList<>(List.of(Source.netstat, Source.ss, Source.procfs));
 
     /** The socket is a path, the end of one, or empty: TCP only. The source auto is the first that works. */
     Sockets(int port, String socket, Source source) {
         this.port = port;
         this.socket = socket;
+        // Beyond ASCII all characters are alike, because the C locale has cost the JVM those of BUILDKITD_SOCKET.
+        paths = Pattern.compile("(?s)(.*/)?\\Q" + socket.replaceAll("[^ -~]+", "\\\\E[^ -~]+\\\\Q") + "\\E");
         if (source != Source.auto) {
             sources.retainAll(List.of(source));
         }
@@ -320,23 +320,24 @@ class Sockets {
         return missing.containsAll(failures.keySet()) ? seen : null;
     }
 
-    private Connections ask(Source source) throws Exception {
-        List<File> files = new ArrayList<>(List.of(TCP, TCP6, UNIX));
-        files.removeIf(file -> file == TCP6 && Files.notExists(file.toPath()) || file == UNIX && socket.isEmpty());
-        for (File file : files) {
-            if (!file.canRead()) { // then the tools would show empty tables
+    Connections ask(Source source) throws Exception {
+        boolean tcpOnly = socket.isEmpty();
+        List<File> files = new ArrayList<>();
+        for (File file : tcpOnly ? List.of(TCP, TCP6) : List.of(TCP, TCP6, UNIX)) {
+            if (file.canRead()) {
+                files.add(file);
+            } else if (file != TCP6 || !Files.notExists(file.toPath())) { // then the tools would show empty tables
                 throw new IOException("no access to " + file);
             }
         }
-        Tables tables = new Tables(source, port, socket);
-        String options = socket.isEmpty() ? "-tan" : "-tanx";
+        Tables tables = new Tables(source, port, paths);
+        String options = tcpOnly ? "-tan" : "-tanx";
         if (source == Source.netstat && socket.contains(" ")) {
             throw new IOException("net-tools shows a path only up to its first blank");
         }
         switch (source) {
-            case netstat ->
-                Tool.run(tables, socket.isEmpty() ? Tables.NETSTAT_TCP : Tables.NETSTAT, "netstat", options);
-            case ss -> Tool.run(tables, socket.isEmpty() ? Tables.SS_TCP : Tables.SS, "ss", options);
+            case netstat -> Tool.run(tables, tcpOnly ? Tables.NETSTAT_TCP : Tables.NETSTAT, "netstat", options);
+            case ss -> Tool.run(tables, tcpOnly ? Tables.SS_TCP : Tables.SS, "ss", options);
             default -> {
                 for (File file : files) {
                     try (InputStream in = new FileInputStream(file)) {
@@ -351,11 +352,13 @@ class Sockets {
 
 /** The commands among the sources. */
 class Tool {
+    private static final Map<String, String> FOUND = new HashMap<>();
     private static final Semaphore MAY_START = new Semaphore(1);
 
     static void run(Tables tables, List<Pattern> headings, String... command) throws Exception {
         command[0] = onPath(command[0]);
-        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true);
+        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true)
+                .redirectInput(ProcessBuilder.Redirect.INHERIT); // one pipe less to make
         builder.environment().put("LC_ALL", "C"); // net-tools translates its output
         Process process;
         MAY_START.acquireUninterruptibly();
@@ -378,10 +381,13 @@ class Tool {
     }
 
     private static String onPath(String tool) throws NoSuchFileException {
-        String path = Objects.requireNonNullElse(System.getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin");
-        return Stream.of(path.split(":")).map(directory -> new File(directory, tool))
-                .filter(file -> file.canExecute() && !file.isDirectory()).map(File::getPath)
-                .findFirst().orElseThrow(() -> new NoSuchFileException("not on the PATH"));
+        if (!new File(FOUND.getOrDefault(tool, "")).canExecute()) {
+            String path = Objects.requireNonNullElse(System.getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin");
+            FOUND.put(tool, Stream.of(path.split(":")).map(directory -> new File(directory, tool))
+                    .filter(file -> file.canExecute() && !file.isDirectory()).map(File::getPath)
+                    .findFirst().orElseThrow(() -> new NoSuchFileException("not on the PATH")));
+        }
+        return FOUND.get(tool);
     }
 
     /** What the process prints, until it exits, for at most 5 s. Does not block, even where a child holds the pipe. */
@@ -414,12 +420,11 @@ class Tool {
  * The tables of a source, as netstat(8), ss(8) or proc_pid_net(5) describe them: these headings in this order, rows
  * behind them, and nothing else.
  */
-record Tables(Source source, String port, Pattern socket, Connections seen) {
+record Tables(Source source, String port, Pattern paths, Connections seen) {
     static final List<Pattern> NETSTAT = Stream.of(
-            "Active Internet connections.*",
-            "Proto +Recv-Q +Send-Q +Local Address +Foreign Address +State",
-            "Active UNIX domain sockets.*",
-            "Proto +RefCnt +Flags +Type +State +I-Node +Path").map(Pattern::compile).toList();
+            "Active Internet connections.*", "Proto +Recv-Q +Send-Q +Local Address +Foreign Address +State",
+            "Active UNIX domain sockets.*", "Proto +RefCnt +Flags +Type +State +I-Node +Path")
+            .map(Pattern::compile).toList();
     static final List<Pattern> NETSTAT_TCP = NETSTAT.subList(0, 2);
     static final List<Pattern> SS_TCP = List.of(Pattern.compile(
             "State +Recv-Q +Send-Q +Local Address:Port +Peer Address:Port *(Process)?"));
@@ -442,10 +447,8 @@ record Tables(Source source, String port, Pattern socket, Connections seen) {
     private static final Set<String> ESTABLISHED = Set.of("ESTABLISHED", "ESTAB", "01");
     private static final Set<String> LISTENING = Set.of("LISTEN", "0A");
 
-    Tables(Source source, int port, String socket) {
-        // Beyond ASCII all characters are alike, because the C locale has cost the JVM those of BUILDKITD_SOCKET.
-        this(source, String.format(source == Source.procfs ? ":%04X" : ":%d", port), Pattern.compile("(.*/)?\\Q"
-                + socket.replaceAll("[^ -~]+", "\\\\E[^ -~]+\\\\Q") + "\\E", Pattern.DOTALL), new Connections());
+    Tables(Source source, int port, Pattern paths) {
+        this(source, source == Source.procfs ? String.format(":%04X", port) : ":" + port, paths, new Connections());
     }
 
     /** Bytes as InputStream.read(byte[]) gives them. */
@@ -508,12 +511,12 @@ record Tables(Source source, String port, Pattern socket, Connections seen) {
         if (ESTABLISHED.contains(state) && seen.addTcp(local.concat(peer)) && seen.peers.size() < 5) {
             seen.peers.add(nameOf(peer));
         }
-        return ESTABLISHED.contains(state) || state.matches("[A-Z0-9_-]+");
+        return ESTABLISHED.contains(state) || LISTENING.contains(state) || state.matches("[A-Z0-9_-]+");
     }
 
     private boolean addUnix(Matcher row) {
         boolean isRow = row.matches();
-        if (isRow && socket.matcher(row.group("path")).matches()) {
+        if (isRow && paths.matcher(row.group("path")).matches()) {
             seen.socketListens |= row.group("listening") != null;
             if (row.group("connected") != null) {
                 seen.unix.add(row.group("inode"));
@@ -536,7 +539,7 @@ record Tables(Source source, String port, Pattern socket, Connections seen) {
                     .replaceFirst("(^|:)0(:0)+(:|$)", "::");
             port = String.valueOf(Integer.parseInt(port, 16));
         }
-        address = address.replaceAll("[\\[\\]]", "").replaceFirst("^::ffff:(?=.*\\.)", "");
+        address = address.replaceAll("^\\[?::ffff:(?=.*\\.)|[\\[\\]]", "");
         return (address.contains(":") ? "[" + address + "]" : address) + ":" + port;
     }
 }
@@ -550,6 +553,7 @@ record Tables(Source source, String port, Pattern socket, Connections seen) {
 record Log(Format format, String prefix, boolean toPid1, ExecutorService writer) {
     enum Format { json, text }
 
+    private static final Pattern SPECIAL = Pattern.compile("[\"\\\\\\x00-\\x1F]");
     private static final Path STDERR_OF_PID_1 = Path.of("/proc/1/fd/2");
 
     Log(Format format, String prefix, boolean toPid1) {
@@ -559,9 +563,9 @@ record Log(Format format, String prefix, boolean toPid1, ExecutorService writer)
 
     void add(String level, String message) {
         String text = prefix.isEmpty() ? message : prefix + " " + message;
-        String line = format == Format.text ? text.replaceAll("\\p{Cntrl}", " ")
-                : String.format("{\"message\": \"%s\", \"timestamp\": \"%s\", \"level\": \"%s\"}", escaped(text),
-                        Instant.ofEpochSecond(System.currentTimeMillis() / 1000), level);
+        Instant now = Instant.ofEpochSecond(System.currentTimeMillis() / 1000);
+        String line = format == Format.text ? text.replaceAll("\\p{Cntrl}", " ") : "{\"message\": \"" + escaped(text)
+                + "\", \"timestamp\": \"" + now + "\", \"level\": \"" + level + "\"}";
         try {
             writer.execute(() -> write((line + "\n").getBytes(StandardCharsets.UTF_8)));
         } catch (OutOfMemoryError e) {
@@ -570,8 +574,7 @@ record Log(Format format, String prefix, boolean toPid1, ExecutorService writer)
     }
 
     private static String escaped(String text) {
-        return Pattern.compile("[\"\\\\\\x00-\\x1F]").matcher(text)
-                .replaceAll(special -> String.format("\\\\u%04x", (int) special.group().charAt(0)));
+        return SPECIAL.matcher(text).replaceAll(special -> String.format("\\\\u%04x", (int) special.group().charAt(0)));
     }
 
     /** Waits until all is written, at most 1 s. */
