@@ -282,7 +282,7 @@ class Sockets {
 
     private final int port;
     private final String socket;
-    final Pattern paths;
+    final Pattern paths; // those of the socket
     private final List<Source> sources = new ArrayList<>(List.of(Source.netstat, Source.ss, Source.procfs));
 
     /** The socket is a path, the end of one, or empty: TCP only. The source auto is the first that works. */
@@ -381,7 +381,7 @@ class Tool {
     }
 
     private static String onPath(String tool) throws NoSuchFileException {
-        if (!new File(FOUND.getOrDefault(tool, "")).canExecute()) {
+        if (!new File(FOUND.getOrDefault(tool, "")).canExecute()) { // not yet, or no longer
             String path = Objects.requireNonNullElse(System.getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin");
             FOUND.put(tool, Stream.of(path.split(":")).map(directory -> new File(directory, tool))
                     .filter(file -> file.canExecute() && !file.isDirectory()).map(File::getPath)
