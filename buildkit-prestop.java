@@ -352,7 +352,7 @@ class Sockets {
 
 /** The commands among the sources. */
 class Tool {
-    private static final Map<String, String> FOUND = new HashMap<>();
+    private static final Map<String, File> FOUND = new HashMap<>();
     private static final Semaphore MAY_START = new Semaphore(1);
 
     static void run(Tables tables, List<Pattern> headings, String... command) throws Exception {
@@ -381,13 +381,13 @@ class Tool {
     }
 
     private static String onPath(String tool) throws NoSuchFileException {
-        if (!new File(FOUND.getOrDefault(tool, "")).canExecute()) { // not yet, or no longer
+        if (!FOUND.containsKey(tool) || !FOUND.get(tool).canExecute()) { // not yet, or no longer
             String path = Objects.requireNonNullElse(System.getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin");
             FOUND.put(tool, Stream.of(path.split(":")).map(directory -> new File(directory, tool))
-                    .filter(file -> file.canExecute() && !file.isDirectory()).map(File::getPath)
+                    .filter(file -> file.canExecute() && !file.isDirectory())
                     .findFirst().orElseThrow(() -> new NoSuchFileException("not on the PATH")));
         }
-        return FOUND.get(tool);
+        return FOUND.get(tool).getPath();
     }
 
     /** What the process prints, until it exits, for at most 5 s. Does not block, even where a child holds the pipe. */

@@ -66,6 +66,23 @@ class StartTest {
 
     @ParameterizedTest(name = "{0}")
     @MethodSource("ways")
+    void everySourceWorksHoweverItWasStarted(String name, List<String> way) {
+        List<String> sources = List.of(Tools.require("netstat").getFileName().toString(),
+                Tools.require("ss").getFileName().toString(), "procfs");
+        List<Hook> hooks = new ArrayList<>();
+        try (Server server = Server.start(); Server.Connection build = server.connect()) {
+            sources.forEach(source -> hooks.add(start(way, environment(server), "--once", "--source", source)));
+            for (Hook hook : hooks) {
+                assertThat(hook.exitCode()).describedAs(String.join("\n", hook.err())).isZero();
+                assertThat(hook.out()).containsExactly("1");
+            }
+        } finally {
+            hooks.forEach(Hook::close);
+        }
+    }
+
+    @ParameterizedTest(name = "{0}")
+    @MethodSource("ways")
     void endsAtOnceOnSigtermAndCtrlCHoweverItWasStarted(String name, List<String> way) throws Exception {
         // Ctrl-C as in a terminal: tests in the background ignore it, and so do their children.
         List<String> listening = List.of("env", "--default-signal=INT");
