@@ -246,6 +246,10 @@ class Bench {
             }
             Hook.pause(5);
         }
+        List<String> seen = hook.checks();
+        if (seen.get(seen.size() - 1).equals("unknown")) { // the one that a stop fell into may be: it took too long
+            throw new IllegalStateException("it could not look: " + hook.messages("warning"));
+        }
     }
 
     private static int looks(Hook hook) {
