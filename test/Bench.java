@@ -49,7 +49,7 @@ class Bench {
     /** The hook gives up after this long, should this program be killed. */
     private static final int LONGEST_SECONDS = 200;
     private static final int PAIRS = 5;
-    private static final int BATCH_MS = 700;
+    private static final int BATCH_MS = 1500;
 
     private static final List<String> SOURCES = new ArrayList<>();
     private static final Map<String, Path> JDKS = Tools.jdks();
@@ -74,15 +74,15 @@ class Bench {
         Runtime.getRuntime().addShutdownHook(new Thread(
                 () -> ProcessHandle.current().descendants().forEach(ProcessHandle::destroyForcibly)));
         try (ServerSocket server = new ServerSocket(0, 300, InetAddress.getLoopbackAddress())) {
-            // After these seconds each part begins nothing new, so that all is over after 3 minutes on a busy machine.
+            // After these seconds each part begins nothing new, so that all is over after 4 minutes on a busy machine.
             part(30, "the machine", Bench::machine);
             part(30, "the first look", () -> firstLooks(server.getLocalPort()));
-            part(65, "1 connection", () -> steady(server, 1, 300, true));
-            part(75, "200 connections", () -> steady(server, 200, 300, false));
-            part(125, "10,000 connections", () -> steady(server, 10_000, 100, true));
-            part(170, "growth", () -> growth(server.getLocalPort()));
+            part(85, "1 connection", () -> steady(server, 1, 300, true));
+            part(95, "200 connections", () -> steady(server, 200, 300, false));
+            part(170, "10,000 connections", () -> steady(server, 10_000, 100, true));
+            part(230, "growth", () -> growth(server.getLocalPort()));
         }
-        part(180, "memory", Bench::memory);
+        part(240, "memory", Bench::memory);
         print("");
         print("Left out: " + (LEFT_OUT.isEmpty() ? "nothing" : String.join("; ", LEFT_OUT)) + ". Took "
                 + (System.nanoTime() - START) / 1_000_000_000 + " s.");
