@@ -1,24 +1,30 @@
 ///usr/bin/env true; exec jbang "$0" "$@"
-//JAVA 17+
-//DEPS info.picocli:picocli:4.7.7
-//JAVAC_OPTIONS -XDstringConcat=inline
-//JAVA_OPTIONS -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:CompileThresholdScaling=100 -XX:-UsePerfData
-//JAVA_OPTIONS -Xms2m -Xmx32m -Xmn1m --limit-modules=java.se,jdk.management.agent,jdk.unsupported
-//JAVA_OPTIONS -XX:+IgnoreUnrecognizedVMOptions -XX:-UseG1GC -XX:-UseParallelGC -XX:-UseZGC -XX:-UseShenandoahGC
 
 // buildkit-prestop: a Kubernetes preStop hook that waits for BuildKit's clients before it lets the pod stop.
 //
 // BuildKit does not wait for running builds when it gets SIGTERM (https://github.com/moby/buildkit/issues/4090).
 // Kubernetes sends SIGTERM only when the preStop hook has ended, so this hook ends when the builds have.
 //
-// A client is connected to buildkitd, to its TCP port or to its unix socket, for as long as it builds. The hook counts
-// these connections again and again, and exits 0 once there was none for the quiet time. It asks netstat, ss or procfs,
-// whichever works. "Could not look" is never "no connection": then the hook goes on waiting.
+// A client stays connected to buildkitd, to its TCP port or to its unix socket, for as long as it builds. The hook
+// counts these connections again and again, and exits 0 once there was none for a while, the quiet time. That somebody
+// is connected it believes of whoever says so: netstat, ss or procfs. That nobody is, it believes of the kernel's own
+// tables alone (or of the source that the user named), and only if they show that buildkitd listens. All else is
+// unknown, and unknown is not quiet.
 //
-// The options above keep the JVM small, as it runs beside the builds: the serial collector with 1 MB for new objects
-// (7.5 MiB less), the quick compiler alone and only for the busiest loops (4 MiB), few of the JDK's modules (2 MiB), no
-// generated classes to join strings, and no file in /tmp, which may be read-only. The heap needs 2 MB; 32 are for an
-// environment of megabytes. The last line is for images whose JAVA_TOOL_OPTIONS name another collector.
+// It cannot see clients outside of the pod that came over a shared socket file: Linux lists those elsewhere.
+
+//JAVA 17+
+//DEPS info.picocli:picocli:4.7.7
+// The hook runs beside the builds, so its JVM is kept small. Strings are joined without classes made at run time.
+//JAVAC_OPTIONS -XDstringConcat=inline
+// It needs 2 MB of heap, and up to 32 where its environment holds megabytes.
+//JAVA_OPTIONS -XX:+UseSerialGC -Xms2m -Xmx32m -Xmn1m
+// Only the quick compiler works, and only for the busiest loops: 4 MB less.
+//JAVA_OPTIONS -XX:TieredStopAtLevel=1 -XX:CompileThresholdScaling=100
+// No file is made in /tmp, which may be read-only.
+//JAVA_OPTIONS -XX:-UsePerfData
+// An image's JAVA_TOOL_OPTIONS may name another collector, and a JVM with two does not start.
+//JAVA_OPTIONS -XX:+IgnoreUnrecognizedVMOptions -XX:-UseG1GC -XX:-UseParallelGC -XX:-UseZGC -XX:-UseShenandoahGC
 
 import java.io.*;
 import java.net.InetAddress;
@@ -28,6 +34,7 @@ import java.nio.file.*;
 import java.time.Instant;
 import java.util.*;
 import java.util.concurrent.*;
+import java.util.concurrent.locks.LockSupport;
 import java.util.regex.*;
 import java.util.stream.Stream;
 import picocli.CommandLine;
@@ -37,195 +44,192 @@ import picocli.CommandLine.*;
         sortOptions = false, showDefaultValues = true,
         description = "Waits until no client has been connected to buildkitd for a while.",
         exitCodeListHeading = "%nExit codes:%n",
-        exitCodeList = {"0:quiet long enough (--once: could look)",
-            "1:gave up at MAX_WAIT_SECONDS (--once: could not look)", "2:bad command line"},
+        exitCodeList = {"0:quiet long enough (--once: could look)", "1:--once could not look", "2:bad command line",
+            "124:gave up at MAX_WAIT_SECONDS"},
         footer = {"", "A flag wins over the environment. A bad flag ends the command. A bad value",
             "in the environment is logged, and the default is used."})
 class BuildkitPrestop implements Callable<Integer> {
 
-    // The descriptionKey of an option is the environment variable behind it.
+    // The environment variable of a setting is the word in brackets at the end of its description, but for DEBUG.
 
-    @Option(names = "--port", descriptionKey = "BUILDKITD_PORT", defaultValue = "1234", paramLabel = "PORT",
-            converter = Port.class, description = "port that buildkitd listens on, 1 to 65535 (BUILDKITD_PORT)")
-    int port;
-    @Option(names = "--socket", descriptionKey = "BUILDKITD_SOCKET", defaultValue = "buildkitd.sock",
-            paramLabel = "PATH", description = "unix socket that buildkitd listens on: a path, or the end of one;"
-                    + " empty: look at TCP only (BUILDKITD_SOCKET)")
-    String socket;
-    @Option(names = "--check-frequency-ms", descriptionKey = "CHECK_FREQUENCY_MS", defaultValue = "500",
-            converter = AtLeastOne.class, paramLabel = "MS",
-            description = "time between two checks, at least 1 (CHECK_FREQUENCY_MS)")
-    int checkFrequencyMs;
-    @Option(names = "--quiet-seconds", descriptionKey = "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS",
-            defaultValue = "10", paramLabel = "S", converter = AtLeastZero.class,
+    @Option(names = "--port", defaultValue = "1234", paramLabel = "PORT", converter = Port.class,
+            description = "port that buildkitd listens on, 1 to 65535 (BUILDKITD_PORT)") int port;
+    @Option(names = "--socket", defaultValue = "buildkitd.sock", paramLabel = "PATH",
+            description = "unix socket that buildkitd listens on: a path, or the end of one;"
+                    + " empty: look at TCP only (BUILDKITD_SOCKET)") String socket;
+    @Option(names = "--check-frequency-ms", defaultValue = "500", paramLabel = "MS", converter = AtLeastOne.class,
+            description = "time between two checks, at least 1 (CHECK_FREQUENCY_MS)") int checkFrequencyMs;
+    @Option(names = "--quiet-seconds", defaultValue = "10", paramLabel = "S", converter = AtLeastZero.class,
             description = "how long it must stay quiet, at least 0 (WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS)")
     int quietSeconds;
-    @Option(names = "--max-wait-seconds", descriptionKey = "MAX_WAIT_SECONDS", defaultValue = "0",
-            paramLabel = "S", converter = AtLeastZero.class,
-            description = "give up after this long, so that buildkitd still gets its SIGTERM inside"
-                    + " terminationGracePeriodSeconds; 0: no limit (MAX_WAIT_SECONDS)")
-    int maxWaitSeconds;
-    @Option(names = "--source", descriptionKey = "CONNECTION_SOURCE", defaultValue = "auto", paramLabel = "NAME",
-            description = "auto, or only netstat, ss or procfs (CONNECTION_SOURCE)")
-    Source source;
-    @Option(names = "--log-format", descriptionKey = "LOG_FORMAT", defaultValue = "json", paramLabel = "NAME",
-            description = "json or text (LOG_FORMAT)")
-    Log.Format logFormat;
-    @Option(names = "--log-prefix", descriptionKey = "LOG_PREFIX", defaultValue = "[PreStop Hook]",
-            paramLabel = "TEXT", description = "put before each message; empty: no prefix (LOG_PREFIX)")
-    String logPrefix;
-    @Option(names = "--debug", description = "log every check (DEBUG: any value that is not empty)")
-    boolean debug;
-    @Option(names = "--once", description = "look once, print the number of active connections, exit")
-    boolean once;
+    @Option(names = "--max-wait-seconds", defaultValue = "0", paramLabel = "S", converter = AtLeastZero.class,
+            description = "give up after this long; 0: no limit (MAX_WAIT_SECONDS)") int maxWaitSeconds;
+    @Option(names = "--source", defaultValue = "auto", paramLabel = "NAME",
+            description = "auto, or only netstat, ss or procfs (CONNECTION_SOURCE)") ConnectionSource source;
+    @Option(names = "--log-format", defaultValue = "json", paramLabel = "NAME",
+            description = "json or text (LOG_FORMAT)") Log.Format logFormat;
+    @Option(names = "--log-prefix", defaultValue = "[PreStop Hook]", paramLabel = "TEXT",
+            description = "put before each message; empty: no prefix (LOG_PREFIX)") String logPrefix;
+    @Option(names = "--debug", description = "log every check (DEBUG: any value that is not empty)") boolean debug;
+    @Option(names = "--sidecar", paramLabel = "FIFO",
+            description = "stay, and serve the readers of this FIFO: each gets a line when its wait is over")
+    Path sidecar;
+    @Option(names = "--once", description = "look once, print the number of active connections, exit") boolean once;
 
-    private final List<String> badEnvironment = new ArrayList<>();
-    private final Set<Source> warnedOf = EnumSet.noneOf(Source.class);
-    private boolean listenersChecked;
-    private String reportedCounts;
-    private long reportedMs;
-    Sockets sockets;
+    boolean portIsNamed, socketIsNamed; // by the user, not by default
     Log log;
+    private final List<String> badEnvironment = new ArrayList<>();
+    @Spec private Model.CommandSpec spec;
+
+    static final int OK = 0, COULD_NOT_LOOK = 1, BAD_COMMAND_LINE = 2, GAVE_UP = 124; // the last as timeout(1) does
+    static final Pattern VARIABLE = Pattern.compile(".*\\(([A-Z_]+)\\)");
 
     public static void main(String... args) {
         Runtime.getRuntime().addShutdownHook(new Thread(Tool::endAll));
         BuildkitPrestop hook = new BuildkitPrestop();
-        CommandLine command = new CommandLine(hook).setParameterExceptionHandler((badFlag, rest) -> {
-            badFlag.getCommandLine().getErr().println(badFlag.getMessage() + " (see --help)");
-            return 2;
+        CommandLine command = new CommandLine(hook).setExpandAtFiles(false);
+        command.setParameterExceptionHandler((badFlag, rest) -> {
+            command.getErr().println(badFlag.getMessage() + " (see --help)");
+            return BAD_COMMAND_LINE;
         });
-        Stream<String> flags = Stream.concat(hook.environmentAsFlags(command, args), Stream.of(args));
-        System.exit(command.execute(flags.toArray(String[]::new)));
+        System.exit(command.execute(hook.withEnvironment(command, args)));
     }
 
     @Override
     public Integer call() throws InterruptedException {
         // Nobody sees a hook's own stderr; what PID 1 writes there is what kubectl logs shows. --once has a terminal.
         log = new Log(logFormat, logPrefix, System.getenv("KUBERNETES_SERVICE_HOST") != null && !once);
-        socket = socket.strip().replaceFirst("^unix://", ""); // which addresses of buildkitd begin with
-        sockets = new Sockets(port, socket, source);
-        debug |= !Objects.requireNonNullElse(System.getenv("DEBUG"), "").isEmpty();
         badEnvironment.forEach(message -> log.add("warning", message));
-        int exitCode = once ? printCount() : waitUntilQuiet();
+        debug |= !Objects.requireNonNullElse(System.getenv("DEBUG"), "").isEmpty();
+        socket = socket.strip().replaceFirst("^unix://", ""); // as buildkitd's own addresses begin
+        portIsNamed = spec.commandLine().getParseResult().hasMatchedOption("--port");
+        socketIsNamed = spec.commandLine().getParseResult().hasMatchedOption("--socket");
+        if (sidecar != null && !once) {
+            new Sidecar(sidecar, () -> new Drain().waitUntilQuiet(), log).serve(); // for ever
+        }
+        int exitCode = once ? printCount() : new Drain().waitUntilQuiet();
         log.close();
         return exitCode;
     }
 
     private int printCount() {
-        Connections seen = sockets.look();
-        if (seen == null) {
-            log.add("warning", describe(null) + ".");
-            return 1;
-        }
-        warn(seen);
-        System.out.println(seen.count());
-        return 0;
-    }
-
-    /** Returns the exit code. Where a look gives null it is unknown who is connected, and unknown is not quiet. */
-    int waitUntilQuiet() throws InterruptedException {
-        log.add("info", "Waiting for build processes to finish...");
-        long checksNeeded = Math.max(1, (quietSeconds * 1000L + checkFrequencyMs - 1) / checkFrequencyMs);
-        long quietChecks = 0;
-        long start = System.nanoTime();
-        while (true) {
-            Connections seen = null;
-            boolean quiet = false;
-            try {
-                seen = sockets.look();
-                report(seen, millisSince(start));
-                quiet = seen != null && seen.count() == 0;
-            } catch (Throwable e) {
-                // no memory for the report, perhaps: whatever it is, it is not quiet
-            }
-            quietChecks = quiet ? quietChecks + 1 : 0;
-            // So many checks after one that was not quiet take the quiet time; from the start they take one sleep less.
-            if (quietChecks >= checksNeeded && millisSince(start) >= quietSeconds * 1000L) {
-                log.add("info", "All build processes seem to have stopped. Exiting now.");
-                return 0;
-            }
-            long leftMs = maxWaitSeconds == 0 ? Long.MAX_VALUE : maxWaitSeconds * 1000L - millisSince(start);
-            Thread.sleep(Math.max(0, Math.min(checkFrequencyMs, leftMs)));
-            if (leftMs < checkFrequencyMs) { // a look after a shorter sleep would be no check
-                log.add("warning", "Giving up after MAX_WAIT_SECONDS, " + maxWaitSeconds + " s: " + describe(seen)
-                        + ".");
-                return 1;
-            }
+        Sockets sockets = new Sockets(this);
+        try {
+            System.out.println(sockets.look().count());
+            return OK;
+        } catch (IOException e) {
+            log.add("warning", sockets.describe(e) + ".");
+            return COULD_NOT_LOOK;
         }
     }
 
-    private static long millisSince(long nanoTime) {
-        return TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - nanoTime);
-    }
+    /** One wait, from its first look to its end. */
+    class Drain {
+        private static final long SIGN_OF_LIFE_MS = 60_000;
 
-    /** Logs each change, and a sign of life every minute. */
-    private void report(Connections seen, long waitedMs) {
-        if (seen != null) {
-            warn(seen);
-        }
-        if (debug) {
-            log.add("debug", "Active connections to buildkitd: " + (seen == null ? "unknown" : seen.count()));
-        }
-        String counts = seen == null ? "unknown" : seen.tcp + " " + seen.unix.size();
-        boolean nextCheckIsTooLate = waitedMs + checkFrequencyMs > reportedMs + 60_000;
-        if (!counts.equals(reportedCounts) || nextCheckIsTooLate) {
-            log.add(seen == null ? "warning" : "info", describe(seen) + ". Waited " + waitedMs / 1000 + " s so far.");
-            reportedCounts = counts;
-            reportedMs = waitedMs;
-        }
-    }
+        private final Sockets sockets = new Sockets(BuildkitPrestop.this);
+        private final long start = System.nanoTime();
+        private String seen; // by the last look, in words
+        private String reported; // the state that was logged last
+        private long reportedMs;
 
-    /** Logs what may be wrong although something was seen: a source that failed, and at the start the port. */
-    private void warn(Connections seen) {
-        for (Source failed : sockets.failures.keySet()) {
-            if (!sockets.missing.contains(failed) && warnedOf.add(failed)) {
-                log.add("warning", "Could not use " + sockets.failures.get(failed) + ".");
-            }
-        }
-        if (!listenersChecked && !seen.portListens) {
-            log.add("warning", "Nothing listens on port " + port + (seen.socketListens ? ", only on " + socket : "")
-                    + ". Is BUILDKITD_PORT right?");
-        }
-        listenersChecked = true;
-    }
-
-    private String describe(Connections seen) {
-        if (seen == null) {
-            return "Cannot tell whether clients are connected to port " + port
-                    + (socket.isEmpty() ? "" : " or " + socket) + ": " + String.join("; ", sockets.failures.values());
-        }
-        int unnamed = seen.tcp - seen.peers.size();
-        return seen.tcp + (seen.tcp == 1 ? " connection" : " connections") + " to port " + port
-                + (seen.tcp == 0 ? "" : " from " + String.join(", ", seen.peers))
-                + (unnamed == 0 ? "" : " and " + unnamed + " more")
-                + (socket.isEmpty() ? "" : " and " + seen.unix.size() + " to " + socket);
-    }
-
-    /** The environment's settings, but for those in args, as "--flag=value". Bad ones are warned of later. */
-    private Stream<String> environmentAsFlags(CommandLine command, String... args) {
-        List<String> flags = new ArrayList<>();
-        for (Model.OptionSpec option : command.getCommandSpec().options()) {
-            String variable = option.descriptionKey();
-            boolean wanted = variable != null && Stream.of(args).noneMatch(arg -> arg.startsWith(option.longestName()));
-            String value = wanted ? System.getenv(variable) : null;
-            // Kubernetes itself sets BUILDKITD_PORT to such a value where there is a Service named buildkitd.
-            if (value != null && !(variable.equals("BUILDKITD_PORT") && value.startsWith("tcp://"))) {
-                try {
-                    String flag = option.longestName() + "=" + value;
-                    command.parseArgs(flag); // on trial
-                    flags.add(flag);
-                } catch (ParameterException e) {
-                    badEnvironment.add("Ignoring " + variable + ", using " + option.defaultValue() + ". "
-                            + e.getMessage() + ".");
+        /** Returns the exit code: OK or GAVE_UP. */
+        int waitUntilQuiet() throws InterruptedException {
+            log.add("info", "Waiting for build processes to finish...");
+            long quietMs = quietSeconds * 1000L;
+            long checksNeeded = Math.max(1, (quietMs + checkFrequencyMs - 1) / checkFrequencyMs);
+            long quietChecks = 0;
+            long lastOtherMs = 0; // when it was last not quiet, or the start
+            while (true) {
+                boolean quiet = isQuiet();
+                quietChecks = quiet ? quietChecks + 1 : 0;
+                lastOtherMs = quiet ? lastOtherMs : waitedMs();
+                // The checks alone are not enough: with the one at the start they take one sleep less.
+                if (quietChecks >= checksNeeded && waitedMs() - lastOtherMs >= quietMs) {
+                    log.add("info", "All build processes seem to have stopped. Exiting now.");
+                    return OK;
+                }
+                long leftMs = maxWaitSeconds == 0 ? Long.MAX_VALUE : maxWaitSeconds * 1000L - waitedMs();
+                Thread.sleep(Math.max(0, Math.min(checkFrequencyMs, leftMs)));
+                if (leftMs < checkFrequencyMs) { // a look after a shorter sleep would be no check
+                    log.add("warning", "Giving up after MAX_WAIT_SECONDS, " + maxWaitSeconds + " s: " + seen + ".");
+                    return GAVE_UP;
                 }
             }
         }
-        return flags.stream();
+
+        private boolean isQuiet() {
+            try {
+                return lookAndReport();
+            } catch (Throwable e) {
+                return false; // whatever it is, nobody knows then who is connected
+            }
+        }
+
+        private boolean lookAndReport() {
+            try {
+                Look look = sockets.look();
+                seen = sockets.describe(look);
+                report("info", look.tcp().size() + " " + look.unix().size(), look.count());
+                return look.count() == 0;
+            } catch (IOException unknown) {
+                seen = sockets.describe(unknown);
+                report("warning", seen, "unknown");
+                return false;
+            }
+        }
+
+        /** Logs what was seen when the state is new, and once a minute as a sign of life. */
+        private void report(String level, String state, Object count) {
+            if (debug) {
+                log.add("debug", "Active connections to buildkitd: " + count);
+            }
+            long waitedMs = waitedMs();
+            boolean nextCheckIsTooLate = waitedMs + checkFrequencyMs > reportedMs + SIGN_OF_LIFE_MS;
+            if (!state.equals(reported) || nextCheckIsTooLate) {
+                log.add(level, seen + ". Waited " + waitedMs / 1000 + " s so far.");
+                reported = state;
+                reportedMs = waitedMs;
+            }
+        }
+
+        private long waitedMs() { return TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - start); }
     }
 
-    static class AtLeastZero implements ITypeConverter<Integer> {
-        int least = 0;
-        int most = Integer.MAX_VALUE;
+    /** Adds the environment's settings, as "--flag=value", that args have not. Bad ones are warned of later. */
+    private String[] withEnvironment(CommandLine command, String... args) {
+        List<String> flags = new ArrayList<>(List.of(args));
+        for (Model.OptionSpec option : command.getCommandSpec().options()) {
+            Matcher variable = VARIABLE.matcher(String.join("", option.description()));
+            String flag = option.longestName();
+            if (!variable.matches() || Stream.of(args).anyMatch(arg -> arg.startsWith(flag))) {
+                continue;
+            }
+            String value = System.getenv(variable.group(1));
+            // BUILDKITD_PORT=tcp://... is set by Kubernetes itself, where there is a Service named buildkitd.
+            if (value == null || flag.equals("--port") && value.startsWith("tcp://")) {
+                continue;
+            }
+            try {
+                command.parseArgs(flag + "=" + value); // on trial
+            } catch (ParameterException e) {
+                badEnvironment.add("Ignoring " + variable.group(1) + ", using " + option.defaultValue() + ". "
+                        + e.getMessage() + ".");
+                value = option.defaultValue(); // but named: of a bad port we know that buildkitd has one
+            }
+            flags.add(flag + "=" + value);
+        }
+        return flags.toArray(String[]::new);
+    }
+
+    static class WholeNumber implements ITypeConverter<Integer> {
+        private final int least;
+        private final int most;
+
+        WholeNumber(int least, int most) {
+            this.least = least;
+            this.most = most;
+        }
 
         @Override
         public Integer convert(String value) {
@@ -237,127 +241,308 @@ class BuildkitPrestop implements Callable<Integer> {
         }
     }
 
-    static class AtLeastOne extends AtLeastZero { AtLeastOne() { least = 1; } }
-    static class Port extends AtLeastOne { Port() { most = 65535; } }
+    static class AtLeastZero extends WholeNumber { AtLeastZero() { super(0, Integer.MAX_VALUE); } }
+    static class AtLeastOne extends WholeNumber { AtLeastOne() { super(1, Integer.MAX_VALUE); } }
+    static class Port extends WholeNumber { Port() { super(1, 65535); } }
+
+    /** Which sources to ask: all, in the order that Sockets tells, or one alone. */
+    enum ConnectionSource { auto, netstat, ss, procfs }
 }
 
-// ---- Looking -------------------------------------------------------------------------------------------------------
+/**
+ * Waits for others: the preStop hook of another container reads a line from a FIFO, see fifo(7), and gets it at the end
+ * of a wait. A reader that gets the end of the file instead does not know who is connected, and has to ask again.
+ */
+record Sidecar(Path fifo, Callable<Integer> drain, Log log) {
+    private static final long RETRY_MS = 1000;
 
-/** What one look has seen of buildkitd's sockets. */
-class Connections {
-    int tcp;
-    final Set<String> unix = new HashSet<>(); // the inodes of buildkitd's ends
-    final Set<String> peers = new LinkedHashSet<>(); // address:port of the first clients
-    boolean portListens;
-    boolean socketListens;
-    /** Both ends of the latest: when a table grows while it is read, the kernel shows some rows once more. */
-    private final Set<String> latest = new HashSet<>();
-
-    boolean addTcp(String ends) {
-        boolean isNew = latest.add(ends);
-        tcp += isNew ? 1 : 0;
-        if (latest.size() > 200) {
-            latest.clear(); // those shown again follow close behind, and one too many costs no build
-        }
-        return isNew;
-    }
-
-    int count() {
-        return tcp + unix.size();
-    }
-}
-
-enum Source { auto, netstat, ss, procfs }
-
-/** The ways of looking at the sockets of one port and one socket file. */
-class Sockets {
-    private static final File TCP = new File("/proc/net/tcp");
-    private static final File TCP6 = new File("/proc/net/tcp6");
-    private static final File UNIX = new File("/proc/net/unix");
-
-    /** Why sources did not work in the last look. */
-    final Map<Source, String> failures = new EnumMap<>(Source.class);
-    /** Those of them that are not installed, which is no fault. */
-    final Set<Source> missing = EnumSet.noneOf(Source.class);
-
-    private final int port;
-    private final String socket;
-    final Pattern paths; // those of the socket
-    private final List<Source> sources = new ArrayList<>(List.of(Source.netstat, Source.ss, Source.procfs));
-
-    /** The socket is a path, the end of one, or empty: TCP only. The source auto is the first that works. */
-    Sockets(int port, String socket, Source source) {
-        this.port = port;
-        this.socket = socket;
-        // Beyond ASCII all characters are alike, because the C locale has cost the JVM those of BUILDKITD_SOCKET.
-        paths = Pattern.compile("(?s)(.*/)?\\Q" + socket.replaceAll("[^ -~]+", "\\\\E[^ -~]+\\\\Q") + "\\E");
-        if (source != Source.auto) {
-            sources.retainAll(List.of(source));
-        }
-    }
-
-    /** Asks the sources in turn, those that failed before last. Null when they could not tell. */
-    Connections look() {
-        failures.clear();
-        missing.clear();
-        Connections seen = null;
-        for (Source source : List.copyOf(sources)) {
+    /** Serves one reader after the other, for ever. */
+    void serve() throws InterruptedException {
+        String complaint = "";
+        while (true) {
             try {
-                seen = ask(source);
-                if (seen.count() > 0 || seen.portListens || seen.socketListens) {
-                    return seen;
+                makeFifo();
+                log.add("info", "Ready: waiting for a reader of " + fifo + ".");
+                // This blocks until somebody opens it for reading. WRITE alone makes no file where there is no FIFO.
+                try (OutputStream reader = Files.newOutputStream(fifo, StandardOpenOption.WRITE)) {
+                    Files.deleteIfExists(fifo); // the next reader gets a wait of its own, and probes see that it drains
+                    boolean quiet = drain.call() == BuildkitPrestop.OK;
+                    reader.write((quiet ? "quiet\n" : "gave up\n").getBytes(StandardCharsets.UTF_8));
                 }
-                // A wrong port looks like this, but so does a source that sees nothing at all: the others are asked.
-            } catch (Throwable e) { // out of memory, threads or file descriptors: whatever it is, it is not quiet
-                failures.put(source, source + ": " + Objects.requireNonNullElse(e.getMessage(), e.toString()));
-                if (e instanceof NoSuchFileException) {
-                    missing.add(source);
+                complaint = "";
+            } catch (Throwable e) {
+                if (!complaint.equals(e.toString())) { // not again each second
+                    complaint = e.toString();
+                    log.add("warning", "Could not serve " + fifo + ", trying again: " + complaint);
                 }
-                sources.remove(source);
-                sources.add(source);
+                Thread.sleep(RETRY_MS);
             }
         }
-        return missing.containsAll(failures.keySet()) ? seen : null;
     }
 
-    Connections ask(Source source) throws Exception {
-        boolean tcpOnly = socket.isEmpty();
-        List<File> files = new ArrayList<>();
-        for (File file : tcpOnly ? List.of(TCP, TCP6) : List.of(TCP, TCP6, UNIX)) {
-            if (file.canRead()) {
-                files.add(file);
-            } else if (file != TCP6 || !Files.notExists(file.toPath())) { // then the tools would show empty tables
-                throw new IOException("no access to " + file);
-            }
+    /** Keeps one that is there. Nothing else will do: what is written to a file would stay for later readers. */
+    private void makeFifo() throws Exception {
+        Process shell = new ProcessBuilder("sh", "-c", "test -p \"$0\" || mkfifo -m 666 \"$0\"", fifo.toString())
+                .redirectErrorStream(true).start();
+        String complaint = new String(shell.getInputStream().readAllBytes(), StandardCharsets.UTF_8).strip();
+        if (shell.waitFor() != 0) {
+            throw new IOException(complaint);
         }
-        Tables tables = new Tables(source, port, paths);
-        String options = tcpOnly ? "-tan" : "-tanx";
-        if (source == Source.netstat && socket.contains(" ")) {
-            throw new IOException("net-tools shows a path only up to its first blank");
-        }
-        switch (source) {
-            case netstat -> Tool.run(tables, tcpOnly ? Tables.NETSTAT_TCP : Tables.NETSTAT, "netstat", options);
-            case ss -> Tool.run(tables, tcpOnly ? Tables.SS_TCP : Tables.SS, "ss", options);
-            default -> {
-                for (File file : files) {
-                    try (InputStream in = new FileInputStream(file)) {
-                        tables.read(in::read, file == UNIX ? Tables.PROCFS_UNIX : Tables.PROCFS_TCP);
-                    }
+    }
+}
+
+/** Whom to ask who is connected, and whom to believe. */
+class Sockets {
+    private static final int MOST_PEERS = 5;
+
+    private final BuildkitPrestop settings;
+    private final Pattern socketPaths;
+    private final List<Source> tools; // asked first, as by the shell script before this: they can only make it stay
+    private final Source judge; // it alone is believed that nobody is connected
+    private final Set<Source> warnedOf = EnumSet.noneOf(Source.class);
+
+    Sockets(BuildkitPrestop settings) {
+        this.settings = settings;
+        boolean auto = settings.source == BuildkitPrestop.ConnectionSource.auto;
+        tools = new ArrayList<>(auto ? List.of(Source.netstat, Source.ss) : List.of());
+        judge = auto ? Source.procfs : Source.valueOf(settings.source.name());
+        // Beyond ASCII all characters are alike, because the C locale has cost the JVM those of BUILDKITD_SOCKET.
+        String path = settings.socket.replaceAll("[^ -~]+", "\\\\E[^ -~]+\\\\Q");
+        socketPaths = Pattern.compile(path.isEmpty() ? "(?!)" : "(?s)(.*/)?\\Q" + path + "\\E");
+    }
+
+    /** Throws an IOException that says why it is unknown who is connected. */
+    Look look() throws IOException {
+        // The first that works is asked. Not to be installed is no fault.
+        for (Source tool : tools.stream().filter(tool -> Tool.find(tool.name()).isPresent()).toList()) {
+            try {
+                Look look = ask(tool);
+                if (look.count() > 0) {
+                    return look;
+                }
+                break; // it may not have seen all
+            } catch (IOException e) {
+                tools.remove(tool);
+                tools.add(tool); // asked after the other from now on
+                if (warnedOf.add(tool)) {
+                    settings.log.add("warning", "Could not use " + e.getMessage() + ".");
                 }
             }
         }
-        return tables.seen();
+        Look look = ask(judge);
+        if (look.count() == 0) {
+            requireListeners(look);
+        }
+        return look;
+    }
+
+    /** Who sees no listener cannot have looked at buildkitd. What the user named must listen, else one of the two. */
+    private void requireListeners(Look look) throws IOException {
+        boolean none = look.tcpListeners().isEmpty() && look.unixListeners().isEmpty();
+        boolean noPort = look.tcpListeners().isEmpty() && (settings.portIsNamed || none);
+        boolean noSocket = look.unixListeners().isEmpty() && (settings.socketIsNamed || none)
+                && !settings.socket.isEmpty();
+        if (noPort || noSocket) {
+            throw new IOException("nothing listens on " + (noPort ? "port " + settings.port : "")
+                    + (noPort && noSocket ? " or " : "") + (noSocket ? settings.socket : ""));
+        }
+    }
+
+    Look newLook(Source source) { return new Look(source, settings.port, socketPaths); }
+
+    Look ask(Source source) throws IOException { // a test overrides it
+        try {
+            Look look = newLook(source);
+            source.read(look);
+            return look;
+        } catch (Throwable e) { // out of memory, threads or file descriptors, perhaps
+            throw new IOException(source + ": " + Objects.requireNonNullElse(e.getMessage(), e.toString()));
+        }
+    }
+
+    String describe(Look look) throws IOException {
+        int connections = look.tcp().size();
+        List<String> peers = new ArrayList<>();
+        for (Iterator<String> all = look.tcp().iterator(); all.hasNext() && peers.size() < MOST_PEERS; ) {
+            peers.add(look.source().peerOf(all.next()));
+        }
+        return connections + (connections == 1 ? " connection" : " connections") + " to port " + settings.port
+                + (connections == 0 ? "" : " from " + String.join(", ", peers))
+                + (connections == peers.size() ? "" : " and " + (connections - peers.size()) + " more")
+                + (settings.socket.isEmpty() ? "" : " and " + look.unix().size() + " to " + settings.socket);
+    }
+
+    String describe(IOException unknown) {
+        return "Cannot tell whether clients are connected to port " + settings.port
+                + (settings.socket.isEmpty() ? "" : " or " + settings.socket) + ": " + unknown.getMessage();
+    }
+}
+
+/**
+ * What tells who is connected, and the form of its tables: these headings in this order, and behind them rows of TCP
+ * and of unix sockets. A row is connected, or it listens, or it has another state. The patterns name every state.
+ */
+enum Source {
+    /** See netstat(8). That of net-tools and that of BusyBox differ in blanks. */
+    netstat(10, List.of("Active Internet connections.*", "Proto +Recv-Q +Send-Q +Local Address +Foreign Address +State",
+            "Active UNIX domain sockets.*", "Proto +RefCnt +Flags +Type +State +I-Node +Path"),
+            "tcp6? +\\d+ +\\d+ +(?<id>(?<local>\\S+:\\d+) +\\S+:[\\d*]+) +((?<connected>ESTABLISHED)|(?<listens>LISTEN)"
+            + "|SYN_SENT|SYN_RECV|FIN_WAIT1|FIN_WAIT2|TIME_WAIT|CLOSE|CLOSE_WAIT|LAST_ACK|CLOSING|(?<unknown>\\S+))",
+            // State and Path may be missing.
+            "unix +\\d+ +\\[[A-Z ]*] +((?<connected>STREAM +CONNECTED)|(?<listens>STREAM +LISTENING)"
+            + "|(STREAM|DGRAM|RAW|RDM|SEQPACKET)( +(FREE|LISTENING|CONNECTING|CONNECTED|DISCONNECTING))?"
+            + "|(?<unknown>[A-Z]+( +[A-Z]+)?)) +(?<id>\\d+) *(?<path>.*)"),
+
+    /** See ss(8). */
+    ss(10, List.of("Netid +State +Recv-Q +Send-Q +Local Address:Port +Peer Address:Port *(Process)?"),
+            "tcp +((?<connected>ESTAB)|(?<listens>LISTEN)|SYN-SENT|SYN-RECV|FIN-WAIT-1|FIN-WAIT-2|TIME-WAIT|UNCONN"
+            + "|CLOSE-WAIT|LAST-ACK|CLOSING|(?<unknown>\\S+))"
+            + " +\\d+ +\\d+ +(?<id>(?<local>\\S+:\\d+) +\\S+:[\\d*]+)",
+            "((?<connected>u_str +ESTAB)|(?<listens>u_str +LISTEN)"
+            + "|u_(str|dgr|seq) +(ESTAB|LISTEN|UNCONN|SYN-SENT|CLOSING)|(?<unknown>u_\\w+ +[A-Z0-9-]+))"
+            + " +\\d+ +\\d+ +(?<path>\\S.*) (?<id>\\d+) +\\* \\d+"),
+
+    /** See proc_pid_net(5). Numbers are hexadecimal; states are those of Linux' net/tcp_states.h and linux/net.h. */
+    procfs(16, List.of("sl +local_address +rem(ote)?_address +st .*",
+            "Num +RefCount +Protocol +Flags +Type +St +Inode +Path"),
+            "\\d+: (?<id>(?<local>([0-9A-F]{32}|[0-9A-F]{8}):[0-9A-F]{4}) ([0-9A-F]{32}|[0-9A-F]{8}):[0-9A-F]{4})"
+            + " ((?<connected>01)|(?<listens>0A)|0[2-9B]|(?<unknown>\\w+)) .*",
+            "\\w+: \\w{8} \\w{8} ((?<connected>\\w{8} 0001 03)|(?<listens>00010000 0001 01)|\\w{8} 000[1-5] 0[0-4]"
+            + "|(?<unknown>\\w{8} \\w{4} \\w+)) +(?<id>\\d+) ?(?<path>.*)");
+
+    private static final Path TCP6 = Path.of("/proc/net/tcp6"); // absent where the kernel has no IPv6
+
+    private final int base; // of the numbers of ports
+    final List<Pattern> headings;
+    final Pattern tcpRow;
+    final Pattern unixRow;
+
+    Source(int base, List<String> headings, String tcpRow, String unixRow) {
+        this.base = base;
+        this.headings = headings.stream().map(Pattern::compile).toList();
+        this.tcpRow = Pattern.compile(tcpRow);
+        this.unixRow = Pattern.compile(unixRow, Pattern.DOTALL);
+    }
+
+    /** Reads its tables, whole, or throws an IOException. */
+    void read(Look look) throws IOException {
+        if (this != procfs) {
+            Tool.run(name(), look, headings);
+            return;
+        }
+        for (Path file : List.of(Path.of("/proc/net/tcp"), TCP6, Path.of("/proc/net/unix"))) {
+            if (file != TCP6 || hasIpv6()) {
+                try (InputStream in = new FileInputStream(file.toFile())) {
+                    look.read(in::read, file.endsWith("unix") ? headings.subList(1, 2) : headings.subList(0, 1));
+                }
+            }
+        }
+    }
+
+    private static boolean hasIpv6() { return !Files.notExists(TCP6); } // what is there and hidden is not absent
+
+    /** Whether it is BusyBox' remark that there is no table of IPv6, where there is none. */
+    static boolean isNoFault(String line) {
+        return line.matches("netstat: .*/proc/net/tcp6.*: No such file or directory") && !hasIpv6();
+    }
+
+    int portOf(String end) { return Integer.parseInt(end.substring(end.lastIndexOf(':') + 1), base); }
+
+    /** The client's end as people write it, 10.0.0.7:41234 or [2001:db8::7]:41234, whatever the source. */
+    String peerOf(String ends) throws IOException {
+        String address = ends.substring(ends.lastIndexOf(' ') + 1, ends.lastIndexOf(':'));
+        if (this == procfs) { // in words of 32 bits, see Documentation/networking/proc_net_tcp.rst of Linux
+            ByteBuffer bytes = ByteBuffer.allocate(address.length() / 2).order(ByteOrder.nativeOrder());
+            for (int i = 0; i < address.length(); i += 8) {
+                bytes.putInt(Integer.parseUnsignedInt(address, i, i + 8, 16));
+            }
+            address = InetAddress.getByAddress(bytes.array()).getHostAddress().replaceFirst("(^|:)0(:0)+(:|$)", "::");
+        }
+        address = address.replaceAll("^\\[?::ffff:(?=.*\\.)|[\\[\\]]", "");
+        return (address.contains(":") ? "[" + address + "]" : address) + ":" + portOf(ends);
+    }
+}
+
+/**
+ * What the tables of one source show of buildkitd: its connections and listeners. Those of TCP are known by both their
+ * ends, because the kernel may show a row twice, and those of unix sockets by their inodes.
+ */
+record Look(Source source, int port, Pattern socketPaths, Set<String> tcp, Set<String> unix, Set<String> tcpListeners,
+        Set<String> unixListeners) {
+    private static final int CHUNK = 4096; // bytes: longer than any line, and little beside tables of megabytes
+
+    Look(Source source, int port, Pattern socketPaths) {
+        this(source, port, socketPaths, new LinkedHashSet<>(), new HashSet<>(), new HashSet<>(), new HashSet<>());
+    }
+
+    /** Bytes as InputStream.read(byte[]) gives them. */
+    interface ByteSource { int read(byte[] buffer) throws IOException; }
+
+    int count() { return tcp.size() + unix.size(); }
+
+    /** Throws an IOException if this is anything but these headings and rows, whole to the end. */
+    void read(ByteSource in, List<Pattern> headings) throws IOException {
+        Deque<Pattern> missing = new ArrayDeque<>(headings);
+        byte[] chunk = new byte[CHUNK];
+        String rest = "";
+        for (int n; (n = in.read(chunk)) > 0; ) {
+            String text = rest + new String(chunk, 0, n, StandardCharsets.ISO_8859_1);
+            int start = 0;
+            for (int end; (end = text.indexOf('\n', start)) >= 0; start = end + 1) {
+                String line = text.substring(start, end).strip();
+                if (!missing.isEmpty() && missing.element().matcher(line).matches()) {
+                    missing.remove();
+                } else if (!addRow(line) && !Source.isNoFault(line)) {
+                    throw notATable(line);
+                }
+            }
+            rest = text.substring(start);
+            if (rest.length() > CHUNK) {
+                throw notATable(rest);
+            }
+        }
+        if (!rest.isEmpty() || !missing.isEmpty()) {
+            throw notATable("it ends too early");
+        }
+    }
+
+    private static IOException notATable(String why) {
+        return new IOException(String.format("not a socket table: %.100s", why));
+    }
+
+    /** Keeps what a row tells of buildkitd. False: it is no row, or one of buildkitd's in a state that there is not. */
+    private boolean addRow(String line) {
+        Matcher row = source.tcpRow.matcher(line);
+        if (row.matches()) {
+            return source.portOf(row.group("local")) != port || keep(row, tcp, tcpListeners);
+        }
+        row = source.unixRow.matcher(line);
+        if (row.matches()) {
+            return !socketPaths.matcher(row.group("path")).matches() || keep(row, unix, unixListeners);
+        }
+        return false;
+    }
+
+    private static boolean keep(Matcher row, Set<String> connections, Set<String> listeners) {
+        if (row.group("connected") != null) {
+            connections.add(row.group("id"));
+        } else if (row.group("listens") != null) {
+            listeners.add(row.group("id"));
+        }
+        return row.group("unknown") == null;
     }
 }
 
 /** The commands among the sources. */
 class Tool {
-    private static final Map<String, File> FOUND = new HashMap<>();
+    private static final long LIMIT_NS = 5_000_000_000L;
+    private static final long POLL_NS = 2_000_000;
     private static final Semaphore MAY_START = new Semaphore(1);
 
-    static void run(Tables tables, List<Pattern> headings, String... command) throws Exception {
-        command[0] = onPath(command[0]);
-        ProcessBuilder builder = new ProcessBuilder(command).redirectErrorStream(true)
+    /** Throws an IOException if the command is missing, fails, prints no whole tables, or takes longer than 5 s. */
+    static void run(String command, Look look, List<Pattern> headings) throws IOException {
+        File file = find(command).orElseThrow(() -> new IOException("not on the PATH"));
+        ProcessBuilder builder = new ProcessBuilder(file.getPath(), "-tanx").redirectErrorStream(true)
                 .redirectInput(ProcessBuilder.Redirect.INHERIT); // one pipe less to make
         builder.environment().put("LC_ALL", "C"); // net-tools translates its output
         Process process;
@@ -367,45 +552,45 @@ class Tool {
         } finally {
             MAY_START.release();
         }
+        Look.ByteSource output = outputOf(process);
         try {
-            tables.read(outputOf(process), headings);
-            if (process.exitValue() != 0) {
-                throw new IOException("exit status " + process.exitValue());
-            }
+            look.read(output, headings);
+        } catch (IOException e) {
+            while (output.read(new byte[4096]) > 0) { } // to its end, because the exit status may tell more
+            throw new IOException("exit status " + process.exitValue() + ", " + e.getMessage());
         } finally {
             if (process.isAlive()) {
                 Stream.concat(process.descendants(), Stream.of(process.toHandle()))
                         .forEach(ProcessHandle::destroyForcibly);
             }
         }
-    }
-
-    private static String onPath(String tool) throws NoSuchFileException {
-        if (!FOUND.containsKey(tool) || !FOUND.get(tool).canExecute()) { // not yet, or no longer
-            String path = Objects.requireNonNullElse(System.getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin");
-            FOUND.put(tool, Stream.of(path.split(":")).map(directory -> new File(directory, tool))
-                    .filter(file -> file.canExecute() && !file.isDirectory())
-                    .findFirst().orElseThrow(() -> new NoSuchFileException("not on the PATH")));
+        if (process.exitValue() != 0) {
+            throw new IOException("exit status " + process.exitValue());
         }
-        return FOUND.get(tool).getPath();
     }
 
-    /** What the process prints, until it exits, for at most 5 s. Does not block, even where a child holds the pipe. */
-    private static Tables.ByteSource outputOf(Process process) {
-        InputStream out = process.getInputStream();
+    static Optional<File> find(String command) {
+        String path = Objects.requireNonNullElse(System.getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin");
+        return Stream.of(path.split(":")).map(directory -> new File(directory, command))
+                .filter(file -> file.canExecute() && !file.isDirectory()).findFirst();
+    }
+
+    /** What the process prints, until it exits. A read that blocks would not end while a child holds the pipe. */
+    private static Look.ByteSource outputOf(Process process) {
+        InputStream pipe = process.getInputStream();
         long start = System.nanoTime();
         return buffer -> {
-            while (System.nanoTime() - start < 5_000_000_000L) {
+            while (System.nanoTime() - start < LIMIT_NS) {
                 boolean exited = !process.isAlive(); // asked before the pipe: then an empty pipe stays empty
-                if (out.available() > 0) {
-                    return out.read(buffer);
+                if (pipe.available() > 0) {
+                    return pipe.read(buffer);
                 }
                 if (exited) {
                     return -1;
                 }
-                Thread.sleep(2); // not waitFor: the lock it takes would stay in the JVM, 200 bytes per check
+                LockSupport.parkNanos(POLL_NS);
             }
-            throw new IOException("no answer in 5 s");
+            throw new IOException("no answer in " + TimeUnit.NANOSECONDS.toSeconds(LIMIT_NS) + " s");
         };
     }
 
@@ -417,164 +602,33 @@ class Tool {
 }
 
 /**
- * The tables of a source, as netstat(8), ss(8) or proc_pid_net(5) describe them: these headings in this order, rows
- * behind them, and nothing else.
- */
-record Tables(Source source, String port, Pattern paths, Connections seen) {
-    static final List<Pattern> NETSTAT = Stream.of(
-            "Active Internet connections.*", "Proto +Recv-Q +Send-Q +Local Address +Foreign Address +State",
-            "Active UNIX domain sockets.*", "Proto +RefCnt +Flags +Type +State +I-Node +Path")
-            .map(Pattern::compile).toList();
-    static final List<Pattern> NETSTAT_TCP = NETSTAT.subList(0, 2);
-    static final List<Pattern> SS_TCP = List.of(Pattern.compile(
-            "State +Recv-Q +Send-Q +Local Address:Port +Peer Address:Port *(Process)?"));
-    static final List<Pattern> SS = List.of(Pattern.compile("Netid +" + SS_TCP.get(0)));
-    static final List<Pattern> PROCFS_TCP = List.of(Pattern.compile("sl +local_address +rem(ote)?_address +st .*"));
-    static final List<Pattern> PROCFS_UNIX = List.of(Pattern.compile(
-            "Num +RefCount +Protocol +Flags +Type +St +Inode +Path"));
-
-    // The rows of unix sockets. Their state and path may be missing, and the path may hold blanks.
-    private static final Pattern NETSTAT_ROW = Pattern.compile("unix +\\d+ +\\[[A-Z ]*] +"
-            + "((?<connected>STREAM +CONNECTED)|(?<listening>STREAM +LISTENING)|[A-Z]+( +[A-Z]+)?)"
-            + " +(?<inode>\\d+) *(?<path>.*)", Pattern.DOTALL);
-    private static final Pattern SS_ROW = Pattern.compile(
-            "((?<connected>u_str +ESTAB)|(?<listening>u_str +LISTEN)|u_\\w+ +[A-Z0-9-]+)"
-            + " +\\d+ +\\d+ +(?<path>\\S.*) (?<inode>\\d+) +\\* \\d+", Pattern.DOTALL);
-    private static final Pattern PROCFS_ROW = Pattern.compile("\\S+: \\w{8} \\w{8} "
-            + "((?<connected>\\w{8} 0001 03)|(?<listening>00010000 0001 01)|\\w{8} \\w{4} \\w\\w)"
-            + " +(?<inode>\\d+) ?(?<path>.*)", Pattern.DOTALL);
-
-    private static final Set<String> ESTABLISHED = Set.of("ESTABLISHED", "ESTAB", "01");
-    private static final Set<String> LISTENING = Set.of("LISTEN", "0A");
-
-    Tables(Source source, int port, Pattern paths) {
-        this(source, source == Source.procfs ? String.format(":%04X", port) : ":" + port, paths, new Connections());
-    }
-
-    /** Bytes as InputStream.read(byte[]) gives them. */
-    interface ByteSource {
-        int read(byte[] buffer) throws Exception;
-    }
-
-    /** Throws an IOException if this is anything but tables with these headings, whole to the end. */
-    void read(ByteSource in, List<Pattern> headings) throws Exception {
-        Deque<Pattern> missing = new ArrayDeque<>(headings);
-        byte[] chunk = new byte[4096]; // small, because the tables of 10,000 connections are megabytes
-        String rest = "";
-        for (int n; rest.length() < chunk.length && (n = in.read(chunk)) > 0; ) {
-            String[] lines = (rest + new String(chunk, 0, n, StandardCharsets.ISO_8859_1)).split("\n", -1);
-            rest = lines[lines.length - 1];
-            for (int i = 0; i < lines.length - 1; i++) {
-                String line = lines[i];
-                if (!missing.isEmpty() && missing.element().matcher(line.strip()).matches()) {
-                    missing.remove();
-                } else if (!addRow(line)) {
-                    throw new IOException(String.format("not a socket table: %.100s", line));
-                }
-            }
-        }
-        if (!rest.isEmpty() || !missing.isEmpty()) {
-            throw new IOException("not a socket table: the end came too early");
-        }
-    }
-
-    /** Adds what the row tells. False: it is no row. */
-    private boolean addRow(String line) throws IOException {
-        String[] words = {"", "", "", "", "", ""};
-        for (int i = 0, start = 0; i < (source == Source.procfs ? 4 : 6) && start < line.length(); ) {
-            int end = line.indexOf(' ', start);
-            end = end < 0 ? line.length() : end;
-            if (end > start) {
-                words[i++] = line.substring(start, end);
-            }
-            start = end + 1;
-        }
-        return switch (source) {
-            // Proto Recv-Q Send-Q Local-Address Foreign-Address State
-            case netstat -> line.startsWith("tcp") ? addTcp(words[3], words[4], words[5])
-                    : addUnix(NETSTAT_ROW.matcher(line.strip()));
-            // Netid State Recv-Q Send-Q Local-Address:Port Peer-Address:Port, the first not where it is TCP only
-            case ss -> line.startsWith("u_") ? addUnix(SS_ROW.matcher(line.strip()))
-                    : line.startsWith("tcp") ? addTcp(words[4], words[5], words[1])
-                    : addTcp(words[3], words[4], words[0]);
-            // sl local_address rem_address st
-            default -> words[1].contains(":") ? addTcp(words[1], words[2], words[3])
-                    : addUnix(PROCFS_ROW.matcher(line.strip()));
-        };
-    }
-
-    private boolean addTcp(String local, String peer, String state) throws IOException {
-        if (!local.endsWith(port) || !peer.contains(":")) {
-            return local.contains(":") && peer.contains(":") && !state.isEmpty();
-        }
-        seen.portListens |= LISTENING.contains(state);
-        if (ESTABLISHED.contains(state) && seen.addTcp(local.concat(peer)) && seen.peers.size() < 5) {
-            seen.peers.add(nameOf(peer));
-        }
-        return ESTABLISHED.contains(state) || LISTENING.contains(state) || state.matches("[A-Z0-9_-]+");
-    }
-
-    private boolean addUnix(Matcher row) {
-        boolean isRow = row.matches();
-        if (isRow && paths.matcher(row.group("path")).matches()) {
-            seen.socketListens |= row.group("listening") != null;
-            if (row.group("connected") != null) {
-                seen.unix.add(row.group("inode"));
-            }
-        }
-        return isRow;
-    }
-
-    /** The address and port as people write them, 10.0.0.7:41234 or [2001:db8::7]:41234, whatever the source. */
-    private String nameOf(String peer) throws IOException {
-        int colon = peer.lastIndexOf(':');
-        String address = peer.substring(0, colon);
-        String port = peer.substring(colon + 1);
-        if (source == Source.procfs) { // in words of 32 bits, see Documentation/networking/proc_net_tcp.rst of Linux
-            ByteBuffer bytes = ByteBuffer.allocate(address.length() / 2).order(ByteOrder.nativeOrder());
-            for (int i = 0; i < address.length(); i += 8) {
-                bytes.putInt(Integer.parseUnsignedInt(address, i, i + 8, 16));
-            }
-            address = InetAddress.getByAddress(bytes.array()).getHostAddress()
-                    .replaceFirst("(^|:)0(:0)+(:|$)", "::");
-            port = String.valueOf(Integer.parseInt(port, 16));
-        }
-        address = address.replaceAll("^\\[?::ffff:(?=.*\\.)|[\\[\\]]", "");
-        return (address.contains(":") ? "[" + address + "]" : address) + ":" + port;
-    }
-}
-
-// ---- The log -------------------------------------------------------------------------------------------------------
-
-/**
  * Writes lines where they can be seen. Writing to a pipe that nobody reads never ends, so a thread of its own does it:
- * up to 100 lines wait for it, and those that cannot be written are lost.
+ * some lines wait for it, and those that cannot be written are lost.
  */
 record Log(Format format, String prefix, boolean toPid1, ExecutorService writer) {
     enum Format { json, text }
 
+    private static final int WAITING_LINES = 100;
     private static final Pattern SPECIAL = Pattern.compile("[\"\\\\\\x00-\\x1F]");
     private static final Path STDERR_OF_PID_1 = Path.of("/proc/1/fd/2");
 
     Log(Format format, String prefix, boolean toPid1) {
-        this(format, prefix, toPid1, new ThreadPoolExecutor(1, 1, 0, TimeUnit.SECONDS, new ArrayBlockingQueue<>(100),
-                new ThreadPoolExecutor.DiscardPolicy()));
+        this(format, prefix, toPid1, new ThreadPoolExecutor(1, 1, 0, TimeUnit.SECONDS,
+                new ArrayBlockingQueue<>(WAITING_LINES), new ThreadPoolExecutor.DiscardPolicy()));
     }
 
     void add(String level, String message) {
         String text = prefix.isEmpty() ? message : prefix + " " + message;
         Instant now = Instant.ofEpochSecond(System.currentTimeMillis() / 1000);
-        String line = format == Format.text ? text.replaceAll("\\p{Cntrl}", " ") : "{\"message\": \"" + escaped(text)
-                + "\", \"timestamp\": \"" + now + "\", \"level\": \"" + level + "\"}";
+        String escaped = SPECIAL.matcher(text).replaceAll(
+                special -> String.format("\\\\u%04x", (int) special.group().charAt(0)));
+        String line = format == Format.text ? text.replaceAll("\\p{Cntrl}", " ")
+                : "{\"message\": \"" + escaped + "\", \"timestamp\": \"" + now + "\", \"level\": \"" + level + "\"}";
         try {
             writer.execute(() -> write((line + "\n").getBytes(StandardCharsets.UTF_8)));
         } catch (OutOfMemoryError e) {
             // there can be no thread for it: without its log the hook still waits
         }
-    }
-
-    private static String escaped(String text) {
-        return SPECIAL.matcher(text).replaceAll(special -> String.format("\\\\u%04x", (int) special.group().charAt(0)));
     }
 
     /** Waits until all is written, at most 1 s. */

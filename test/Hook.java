@@ -29,7 +29,9 @@ final class Hook implements AutoCloseable {
     static final Path REPOSITORY = Path.of("").toAbsolutePath();
     static final Path SCRIPT = REPOSITORY.resolve("buildkit-prestop.java");
     /** How long a test waits for what should come at once; long, because machines that run tests are busy. */
-    static final Duration PATIENCE = Duration.ofSeconds(60);
+    static final Duration PATIENCE = Duration.ofMinutes(2);
+    /** The same for what starts JBang: its starts wait for one another in test/jbang, those of other runs too. */
+    static final Duration JBANG_PATIENCE = Duration.ofMinutes(10);
 
     private static final String CHECK = "Active connections to buildkitd: ";
     private static final ObjectMapper JSON = new ObjectMapper();
@@ -39,8 +41,10 @@ final class Hook implements AutoCloseable {
     private final List<String> out;
     private final List<String> err;
     private final long started = System.nanoTime();
+    private final Duration patience;
 
-    private Hook(ProcessBuilder builder) {
+    private Hook(ProcessBuilder builder, Duration patience) {
+        this.patience = patience;
         try {
             process = builder.start();
         } catch (IOException e) {
@@ -79,11 +83,16 @@ final class Hook implements AutoCloseable {
 
     /** Starts any command in the environment of a hook. */
     static Hook run(List<String> command, Map<String, String> env) {
+        return run(command, env, PATIENCE);
+    }
+
+    /** The same, and its exitCode() and awaitLog() wait for so long. */
+    static Hook run(List<String> command, Map<String, String> env, Duration patience) {
         ProcessBuilder builder = new ProcessBuilder(command);
         builder.environment().clear();
         builder.environment().put("PATH", System.getenv("PATH"));
         builder.environment().putAll(env);
-        return new Hook(builder);
+        return new Hook(builder, patience);
     }
 
     /** The command line that JBang makes of the script, without the arguments. */
@@ -136,7 +145,7 @@ final class Hook implements AutoCloseable {
 
     /** The exit code, once the hook has ended and all its output is read. */
     int exitCode() {
-        waitUntil("the hook ends", () -> !process.isAlive());
+        waitUntil("the hook ends", patience, () -> !process.isAlive());
         waitUntil("its output ends", () -> out.contains(null) && err.contains(null));
         return process.exitValue();
     }
@@ -164,7 +173,7 @@ final class Hook implements AutoCloseable {
 
     /** Waits until a line of stderr holds the text. */
     Hook awaitLog(String text) {
-        waitUntil("the log says: " + text, () -> err().stream().anyMatch(line -> line.contains(text)));
+        waitUntil("the log says: " + text, patience, () -> err().stream().anyMatch(line -> line.contains(text)));
         return this;
     }
 
@@ -208,10 +217,14 @@ final class Hook implements AutoCloseable {
 
     /** Waits for the condition, at most PATIENCE. */
     static void waitUntil(String what, BooleanSupplier condition) {
+        waitUntil(what, PATIENCE, condition);
+    }
+
+    private static void waitUntil(String what, Duration patience, BooleanSupplier condition) {
         long start = System.nanoTime();
         while (!condition.getAsBoolean()) {
-            if (System.nanoTime() - start > PATIENCE.toNanos()) {
-                throw new AssertionError("still waiting after " + PATIENCE.toSeconds() + " s: " + what);
+            if (System.nanoTime() - start > patience.toNanos()) {
+                throw new AssertionError("still waiting after " + patience.toSeconds() + " s: " + what);
             }
             pause(5);
         }

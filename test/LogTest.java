@@ -6,12 +6,21 @@ import java.time.Instant;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import org.junit.jupiter.api.AfterAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** The lines that the hook logs, byte for byte. Where they go is for PlacesTest. */
 class LogTest {
+
+    private static final Server SERVER = Server.start();
+    private static final String PORT = "--port=" + SERVER.port();
+
+    @AfterAll
+    static void stopServer() {
+        SERVER.close();
+    }
 
     private static final String FIRST = "Waiting for build processes to finish...";
 
@@ -22,8 +31,8 @@ class LogTest {
     void areJsonWhateverThePrefix(String prefix) {
         Map<String, String> settings = Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0, "LOG_PREFIX", prefix,
                 "LC_ALL", "C.UTF-8");
-        try (Hook byEnvironment = Hook.start(settings);
-                Hook byFlag = Hook.start(Hook.env("LC_ALL", "C.UTF-8"), "--quiet-seconds=0",
+        try (Hook byEnvironment = Hook.start(settings, PORT);
+                Hook byFlag = Hook.start(Hook.env("LC_ALL", "C.UTF-8"), PORT, "--quiet-seconds=0",
                         "--log-prefix=" + prefix)) {
             for (Hook hook : List.of(byEnvironment, byFlag)) {
                 assertThat(hook.exitCode()).isZero();
@@ -36,7 +45,7 @@ class LogTest {
 
     @Test
     void haveAMessageATimestampAndALevel() {
-        try (Hook hook = Hook.start(Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0, "DEBUG", "yes"))) {
+        try (Hook hook = Hook.start(Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0, "DEBUG", "yes"), PORT)) {
             assertThat(hook.exitCode()).isZero();
             assertThat(hook.out()).isEmpty();
             for (JsonNode line : hook.log()) {
@@ -56,7 +65,7 @@ class LogTest {
     void areStillJsonWhereTheLocaleHasNoSuchCharacters() {
         Map<String, String> settings = Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0,
                 "LOG_PREFIX", "\u6784\u5efa \ud83d\udc33", "LC_ALL", "C");
-        try (Hook hook = Hook.start(settings)) {
+        try (Hook hook = Hook.start(settings, PORT)) {
             assertThat(hook.exitCode()).isZero();
             assertThat(hook.messages("info").get(0)).endsWith(" " + FIRST);
         }
@@ -64,7 +73,7 @@ class LogTest {
 
     @Test
     void haveNoPrefixWhenItIsSetButEmpty() {
-        try (Hook hook = Hook.start(Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0, "LOG_PREFIX", ""))) {
+        try (Hook hook = Hook.start(Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0, "LOG_PREFIX", ""), PORT)) {
             assertThat(hook.exitCode()).isZero();
             assertThat(hook.messages("info")).startsWith(FIRST);
         }
@@ -74,7 +83,7 @@ class LogTest {
     void areTheMessagesAloneInTextFormatEachOnOneLine() {
         Map<String, String> settings = Hook.env("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0, "LOG_FORMAT", "text",
                 "LC_ALL", "C.UTF-8", "LOG_PREFIX", "two\nlines \"\u00e9\"");
-        try (Hook hook = Hook.start(settings)) {
+        try (Hook hook = Hook.start(settings, PORT)) {
             assertThat(hook.exitCode()).isZero();
             assertThat(hook.err()).startsWith("two lines \"\u00e9\" " + FIRST)
                     .allSatisfy(line -> assertThat(line).startsWith("two lines \"\u00e9\" "));

@@ -1,24 +1,24 @@
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.junit.jupiter.params.provider.Arguments.arguments;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import io.fabric8.kubernetes.api.model.ConfigMap;
 import io.fabric8.kubernetes.api.model.Container;
+import io.fabric8.kubernetes.api.model.Lifecycle;
 import io.fabric8.kubernetes.api.model.PodSpec;
-import io.fabric8.kubernetes.api.model.PodTemplateSpec;
+import io.fabric8.kubernetes.api.model.Probe;
 import io.fabric8.kubernetes.api.model.Volume;
-import io.fabric8.kubernetes.api.model.VolumeMount;
-import io.fabric8.kubernetes.api.model.apps.Deployment;
-import io.fabric8.kubernetes.api.model.apps.StatefulSet;
 import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.StandardCopyOption;
 import java.nio.file.attribute.PosixFilePermissions;
-import java.time.Duration;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
+import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 import java.util.stream.Collectors;
 import java.util.stream.Stream;
@@ -27,37 +27,16 @@ import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.CsvSource;
-import org.junit.jupiter.params.provider.FieldSource;
+import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
-/** Merges the README's patches into manifests as people have them, and runs the shell commands that stand in them. */
+/** Merges the README's patches into manifests as people have them, and runs the commands of its Dockerfile and text. */
 class PatchTest {
 
-    private static final String JAR = "/opt/prestop/bin/java -jar /opt/prestop/hook.jar";
-    private static final String JBANG = "jbang --offline /opt/prestop/buildkit-prestop.java";
-
-    /** BuildKit's three kinds of examples for Kubernetes, and what buildx's kubernetes driver makes. */
-    private static final List<String> SAMPLES = List.of("""
-            apiVersion: apps/v1
-            kind: Deployment
-            metadata: {name: buildkitd}
-            spec:
-              selector: {matchLabels: {app: buildkitd}}
-              template:
-                metadata: {labels: {app: buildkitd}}
-                spec:
-                  containers:
-                    - name: buildkitd
-                      image: moby/buildkit:master
-                      args: [--addr, "unix:///run/buildkit/buildkitd.sock", --addr, "tcp://0.0.0.0:1234",
-                        --tlscacert, /certs/ca.pem, --tlscert, /certs/cert.pem, --tlskey, /certs/key.pem]
-                      ports: [{containerPort: 1234}]
-                      readinessProbe: {tcpSocket: {port: 1234}}
-                      securityContext: {privileged: true}
-                      volumeMounts: [{name: certs, mountPath: /certs, readOnly: true}]
-                  volumes: [{name: certs, secret: {secretName: buildkit-daemon-certs}}]
-            """, """
+    /** BuildKit's example of a Deployment with TLS. */
+    private static final String PRIVILEGED = """
             apiVersion: apps/v1
             kind: Deployment
             metadata: {name: buildkitd}
@@ -68,16 +47,19 @@ class PatchTest {
                 spec:
                   containers:
                     - name: buildkitd
-                      image: moby/buildkit:master-rootless
-                      args: [--addr, "unix:///run/user/1000/buildkit/buildkitd.sock", --addr, "tcp://0.0.0.0:1234",
-                        --oci-worker-no-process-sandbox]
+                      image: moby/buildkit:master
+                      args: [--addr, "unix:///run/buildkit/buildkitd.sock", --addr, "tcp://0.0.0.0:1234",
+                        --tlscacert, /certs/ca.pem, --tlscert, /certs/cert.pem, --tlskey, /certs/key.pem]
                       env: [{name: TZ, value: UTC}]
-                      livenessProbe: {exec: {command: [buildctl, debug, workers]}, periodSeconds: 30}
+                      ports: [{containerPort: 1234}]
                       readinessProbe: {exec: {command: [buildctl, debug, workers]}, periodSeconds: 30}
-                      securityContext: {runAsUser: 1000, runAsGroup: 1000, seccompProfile: {type: Unconfined}}
-                      volumeMounts: [{name: state, mountPath: /home/user/.local/share/buildkit}]
-                  volumes: [{name: state, emptyDir: {}}]
-            """, """
+                      livenessProbe: {exec: {command: [buildctl, debug, workers]}, terminationGracePeriodSeconds: 300}
+                      securityContext: {privileged: true}
+                      volumeMounts: [{name: certs, mountPath: /certs, readOnly: true}]
+                  volumes: [{name: certs, secret: {secretName: buildkit-daemon-certs}}]
+            """;
+    /** The same, with the unix socket only. */
+    private static final String STATEFUL_SET = """
             apiVersion: apps/v1
             kind: StatefulSet
             metadata: {name: buildkitd}
@@ -90,7 +72,9 @@ class PatchTest {
                 spec:
                   containers:
                     - {name: buildkitd, image: "moby/buildkit:master", securityContext: {privileged: true}}
-            """, """
+            """;
+    /** What buildx's kubernetes driver makes. */
+    private static final String DRIVER = """
             apiVersion: apps/v1
             kind: Deployment
             metadata: {name: builder0, annotations: {buildx.docker.com/platform: linux/amd64}}
@@ -108,7 +92,24 @@ class PatchTest {
                       securityContext: {privileged: true}
                       volumeMounts: [{name: config, mountPath: /etc/buildkit}]
                   volumes: [{name: config, configMap: {name: builder0-config}}]
-            """);
+            """;
+    private static final String OF_ANOTHER_NAME = PRIVILEGED.replace("- name: buildkitd", "- name: builder");
+
+    private static Stream<Arguments> manifests() {
+        return Stream.of(
+                arguments("privileged with TLS", PRIVILEGED),
+                arguments("rootless", PRIVILEGED.replace("{privileged: true}",
+                        "{runAsUser: 1000, runAsGroup: 1000, seccompProfile: {type: Unconfined}}")),
+                arguments("StatefulSet", STATEFUL_SET),
+                arguments("kubernetes driver", DRIVER),
+                arguments("container of another name", OF_ANOTHER_NAME),
+                arguments("gRPC probe", PRIVILEGED.replaceFirst("exec: \\{command: [^]]*]}", "grpc: {port: 1234}")),
+                arguments("preStop.sleep", PRIVILEGED.replace("args:", "lifecycle: {preStop: {sleep: {seconds: 5}}}\n"
+                        + "          args:")),
+                arguments("init containers", PRIVILEGED.replace("      containers:", "      initContainers:\n"
+                        + "        - {name: first, image: busybox}\n        - {name: second, image: busybox}\n"
+                        + "      containers:")));
+    }
 
     @TempDir
     Path temp;
@@ -117,63 +118,83 @@ class PatchTest {
 
     // ---- The patches, merged ---------------------------------------------------------------------------------------
 
-    @ParameterizedTest(name = "sample {index}")
-    @FieldSource("SAMPLES")
-    void eachPatchMergesIntoTheManifestsThatPeopleHave(String sample) throws IOException {
-        for (String patch : List.of("prestop.yaml", "baked.yaml")) {
-            Files.writeString(temp.resolve("buildkitd.yaml"), sample);
-            Files.writeString(temp.resolve(patch), DocsTest.saved(patch));
-            String merged = kubectl("patch", "--local", "-f", temp.resolve("buildkitd.yaml").toString(),
-                    "--patch-file", temp.resolve(patch).toString(), "-o", "yaml");
-            assertMerged(merged, sample, DocsTest.saved(patch));
+    @ParameterizedTest(name = "{0}")
+    @MethodSource("manifests")
+    void eachPatchMergesWithKubectlAndWithKustomize(String name, String manifest) throws IOException {
+        JsonNode target = DocsTest.YAML.readTree(manifest);
+        String kind = target.path("kind").asText();
+        String of = target.at("/metadata/name").asText();
+        String kustomization = DocsTest.blocks("yaml").stream().map(DocsTest.Block::text)
+                .filter(text -> text.startsWith("resources:")).findFirst().orElseThrow()
+                .replace("{kind: Deployment, name: buildkitd}", "{kind: " + kind + ", name: " + of + "}");
+        Files.copy(Hook.SCRIPT, temp.resolve(Hook.SCRIPT.getFileName()));
+        Files.writeString(temp.resolve("buildkitd.yaml"), manifest);
+        for (String file : List.of("prestop.yaml", "baked.yaml")) {
+            String patch = DocsTest.saved(file).replaceFirst("^kind: Deployment", "kind: " + kind)
+                    .replaceFirst("metadata: \\{name: buildkitd}", "metadata: {name: " + of + "}")
+                    .replaceFirst("- name: buildkitd", "- name: "
+                            + target.at("/spec/template/spec/containers/0/name").asText());
+            assertMerged(patched(manifest, patch, "-o", "yaml"), manifest, patch);
+
+            Files.writeString(temp.resolve(file), patch);
+            Files.writeString(temp.resolve("kustomization.yaml"), kustomization.replace("prestop.yaml", file));
+            String[] made = kubectl("kustomize", temp.toString()).split("(?m)^---$");
+            ConfigMap map = DocsTest.YAML.readValue(made[0], ConfigMap.class);
+            assertThat(map.getData()).containsValue(DocsTest.read(Hook.SCRIPT));
+            String hashed = map.getMetadata().getName(); // another script, another name: the pods are renewed
+            assertThat(made[1].contains("name: " + hashed)).isEqualTo(file.equals("prestop.yaml"));
+            assertMerged(made[1].replace(hashed, "buildkit-prestop"), manifest, patch);
         }
     }
 
     @Test
-    void kustomizeMergesThePatchAndMakesTheConfigMap() throws IOException {
-        Files.copy(Hook.SCRIPT, temp.resolve(Hook.SCRIPT.getFileName()));
-        Files.writeString(temp.resolve("buildkitd.yaml"), SAMPLES.get(0));
-        Files.writeString(temp.resolve("prestop.yaml"),
-                "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: any}\n" + DocsTest.saved("prestop.yaml"));
-        Files.writeString(temp.resolve("kustomization.yaml"), DocsTest.blocks("yaml").stream().map(DocsTest.Block::text)
-                .filter(text -> text.contains("configMapGenerator")).collect(Collectors.joining()));
-        String[] made = kubectl("kustomize", temp.toString()).split("(?m)^---$");
-        ConfigMap map = DocsTest.YAML.readValue(made[0], ConfigMap.class);
-        assertThat(map.getData()).containsValue(DocsTest.read(Hook.SCRIPT));
-        String hashed = map.getMetadata().getName(); // another script, another name: the pods are renewed
-        assertThat(made[1]).contains("name: " + hashed);
-        assertMerged(made[1].replace(hashed, "buildkit-prestop"), SAMPLES.get(0), DocsTest.saved("prestop.yaml"));
+    void readmesCommandShowsGracePeriodAndHookAndAContainerTooMany() throws IOException {
+        String check = DocsTest.blocks("sh").stream().map(DocsTest.Block::text)
+                .filter(text -> text.contains("jsonpath=")).findFirst().orElseThrow();
+        String template = check.substring(check.indexOf("jsonpath='"), check.lastIndexOf("'")).replace("'", "");
+        String patch = DocsTest.saved("baked.yaml");
+        assertThat(patched(PRIVILEGED, patch, "-o", template).strip()).isEqualTo("""
+                3600 buildkitd
+                {"exec":{"command":["buildkit-prestop"]}}""");
+        assertThat(patched(OF_ANOTHER_NAME, patch, "-o", template)).startsWith("3600 buildkitd builder\n");
+        assertThat(patched(OF_ANOTHER_NAME, DocsTest.saved("prestop.yaml"), "-o", "jsonpath={..containers[*].image}"))
+                .as("the API refuses a container without an image").isEqualTo("moby/buildkit:master\n");
+        assertThat(patched(PRIVILEGED, "spec: {replicas: 1}", "-o", template).strip()).isEqualTo("buildkitd");
     }
 
-    /** The patch is in it, and so is all of the manifest that the patch does not speak of. */
-    private static void assertMerged(String result, String sample, String patch) throws IOException {
+    /** The patch is in it, and so is all of the manifest that the patch does not speak of, probes above all. */
+    private static void assertMerged(String result, String manifest, String patch) throws IOException {
         JsonNode merged = DocsTest.YAML.readTree(result);
-        ObjectNode target = (ObjectNode) DocsTest.YAML.readTree(sample);
+        ObjectNode target = (ObjectNode) DocsTest.YAML.readTree(manifest);
         ObjectNode container = (ObjectNode) target.at("/spec/template/spec/containers/0");
-        container.remove("readinessProbe"); // the patch's counts
+        container.remove("lifecycle");
         if (patch.contains(" image: registry.example.com/")) {
             container.remove("image");
         }
         assertThat(holds(merged, target)).as("%s%nis not whole in %s", target, merged).isTrue();
         assertThat(holds(merged, DocsTest.YAML.readTree(patch))).as("%s%nis not whole in %s", patch, merged).isTrue();
 
-        PodTemplateSpec template = merged.path("kind").asText().equals("StatefulSet")
-                ? DocsTest.YAML.treeToValue(merged, StatefulSet.class).getSpec().getTemplate()
-                : DocsTest.YAML.treeToValue(merged, Deployment.class).getSpec().getTemplate();
-        PodSpec pod = template.getSpec();
-        assertThat(pod.getContainers()).extracting(Container::getName).containsExactly("buildkitd");
-        assertThat(pod.getContainers().get(0).getReadinessProbe().getTcpSocket()).as("a second handler").isNull();
+        PodSpec before = DocsTest.podOf(manifest);
+        PodSpec pod = DocsTest.podOf(result);
+        assertThat(pod.getContainers()).hasSize(1);
+        Container buildkitd = pod.getContainers().get(0);
+        assertThat(probes(buildkitd)).isEqualTo(probes(before.getContainers().get(0)));
+        Lifecycle lifecycle = buildkitd.getLifecycle();
+        assertThat(lifecycle.getPreStop().getExec().getCommand()).isNotEmpty();
+        assertThat(lifecycle.getPreStop().getSleep()).as("a second handler").isNull();
+        List<String> init = pod.getInitContainers().stream().map(Container::getName).toList();
+        List<String> own = before.getInitContainers().stream().map(Container::getName).toList();
+        assertThat(init).isEqualTo(patch.contains("initContainers:")
+                ? Stream.concat(Stream.of("prestop"), own.stream()).toList() : own);
         Map<String, Volume> volumes = pod.getVolumes().stream().collect(Collectors.toMap(Volume::getName, v -> v));
         for (Container each : Stream.of(pod.getInitContainers(), pod.getContainers()).flatMap(List::stream).toList()) {
-            for (VolumeMount mount : each.getVolumeMounts()) {
-                assertThat(volumes).containsKey(mount.getName());
-                assertThat(mount.getSubPath()).isIn(null, "buildkit-prestop.java"); // the key in configmap.yaml
-            }
+            assertThat(each.getVolumeMounts()).allMatch(mount -> volumes.containsKey(mount.getName()));
         }
-        if (volumes.containsKey("prestop")) {
-            assertThat(template.getMetadata().getAnnotations())
-                    .containsEntry("cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes", "prestop");
-        }
+    }
+
+    private static List<Probe> probes(Container container) {
+        return Stream.of(container.getReadinessProbe(), container.getLivenessProbe(), container.getStartupProbe())
+                .filter(Objects::nonNull).toList();
     }
 
     /** Whether the whole has all that the part has; in lists of objects in any place; null stands for nothing. */
@@ -187,6 +208,13 @@ class PatchTest {
         return part.isNull() ? whole.isMissingNode() || whole.isNull() : whole.equals(part);
     }
 
+    private String patched(String manifest, String patch, String... output) throws IOException {
+        Files.writeString(temp.resolve("manifest.yaml"), manifest);
+        Files.writeString(temp.resolve("patch.yaml"), patch);
+        return kubectl(Stream.concat(Stream.of("patch", "--local", "-f", temp.resolve("manifest.yaml").toString(),
+                "--patch-file", temp.resolve("patch.yaml").toString()), Stream.of(output)).toArray(String[]::new));
+    }
+
     private String kubectl(String... arguments) {
         List<String> command = new ArrayList<>(List.of(Tools.require("kubectl").toString()));
         command.addAll(List.of(arguments));
@@ -196,22 +224,22 @@ class PatchTest {
         }
     }
 
-    // ---- The patches' commands, run --------------------------------------------------------------------------------
+    // ---- The command buildkit-prestop of the Dockerfile, run -------------------------------------------------------
 
-    /** What the commands call: each notes its arguments and Java's options, and ends as the file of its name says. */
+    /** What the command calls: it notes its arguments and Java's options, and ends as the file "code" says. */
     @BeforeEach
     void makeStubs() throws IOException {
         Files.createDirectories(temp.resolve("bin"));
-        Files.createDirectories(temp.resolve("tmp"));
-        Files.createDirectories(temp.resolve("prestop"));
-        for (String stub : List.of("jbang", "java", "buildctl")) {
-            answer(stub, 0);
+        exitWith(0);
+        for (String stub : List.of("java", "jbang")) {
             Tools.stub(temp.resolve("bin").resolve(stub), """
                     echo "%2$s $*$JAVA_TOOL_OPTIONS$JDK_JAVA_OPTIONS$_JAVA_OPTIONS" >>%1$s/calls
-                    exit $(cat %1$s/%2$s)
+                    echo "said by %2$s" >&2
+                    read code <%1$s/code
+                    exit $code
                     """.formatted(temp, stub));
         }
-        Tools.stub(temp.resolve("bin/sleep"), "exec /bin/sleep 0.1"); // who counts sleeps and not seconds ends early
+        Tools.stub(temp.resolve("bin/sleep"), "exec /bin/sleep 0.1");
     }
 
     @AfterEach
@@ -221,122 +249,74 @@ class PatchTest {
 
     @ParameterizedTest
     @ValueSource(strings = {"dash", "busybox ash"})
-    void buildkitdOfWayOneWaitsUntilItsFileIsGone(String shell) throws IOException {
-        Container buildkitd = DocsTest.pod("prestop.yaml").getContainers().get(0);
-        List<String> ready = buildkitd.getReadinessProbe().getExec().getCommand();
-        Hook quiet = run(shell, ready);
-        assertThat(quiet.exitCode()).isZero();
-        assertThat(quiet.err()).as("the kubelet shows it in an event").isEmpty();
-        Hook wait = run(shell, buildkitd.getLifecycle().getPreStop().getExec().getCommand());
-        Hook.waitUntil("it asks", () -> asks().size() == 1);
-        assertThat(run(shell, ready).exitCode()).isNotZero();
+    void hookThatCrashesIsStartedAgainUntilAllIsQuiet(String shell) throws IOException {
+        exitWith(1);
+        Hook wait = start(shell, command());
+        Hook.waitUntil("the hook is started again", () -> calls().size() >= 3);
         assertThat(wait.process().isAlive()).isTrue();
-        Files.delete(asks().get(0));
+        exitWith(0);
         assertThat(wait.exitCode()).isZero();
-        assertThat(temp.resolve("log")).doesNotExist();
-        answer("buildctl", 1);
-        assertThat(run(shell, ready).exitCode()).isNotZero();
+        assertThat(calls()).containsOnly("java -jar /opt/prestop/hook.jar");
+        assertThat(wait.err()).as("what the hook says is seen").containsOnly("said by java");
     }
 
     @ParameterizedTest
     @ValueSource(strings = {"dash", "busybox ash"})
-    void buildkitdOfWayOneGivesUpByTheClockAndSaysSo(String shell) throws IOException {
-        List<String> preStop = DocsTest.pod("prestop.yaml").getContainers().get(0).getLifecycle().getPreStop().getExec()
-                .getCommand();
-        for (boolean canAsk : new boolean[] {true, false}) {
-            if (!canAsk) {
-                Files.delete(asks().get(0));
-                Files.delete(temp.resolve("prestop"));
-            }
-            Hook wait = run(shell, preStop, 3);
-            assertThat(wait.exitCode()).isZero();
-            assertThat(wait.age()).isBetween(Duration.ofSeconds(2), Duration.ofSeconds(20));
-            assertThat(temp.resolve("log")).hasContent("The preStop hook gives up after 3 s.\n");
-            Files.delete(temp.resolve("log"));
-        }
+    void hookThatGaveUpIsNotStartedAgain(String shell) throws IOException {
+        exitWith(124);
+        assertThat(start(shell, command()).exitCode()).isEqualTo(124);
+        assertThat(calls()).hasSize(1);
+    }
+
+    @ParameterizedTest
+    @CsvSource({"dash, 0", "dash, 1", "dash, 2", "busybox ash, 0", "busybox ash, 1", "busybox ash, 2"})
+    void hookWithArgumentsIsRunOnceHoweverItEnds(String shell, int code) throws IOException {
+        exitWith(code);
+        assertThat(start(shell, command(), "--once", "--log-prefix=a b").exitCode()).isEqualTo(code);
+        assertThat(calls()).containsExactly("java -jar /opt/prestop/hook.jar --once --log-prefix=a b");
     }
 
     @ParameterizedTest
     @ValueSource(strings = {"dash", "busybox ash"})
-    void sidecarCompilesAndRemovesAFileOnlyWhenTheHookSaidThatAllIsQuiet(String shell) throws IOException {
-        Container sidecar = DocsTest.pod("prestop.yaml").getInitContainers().get(0);
-        List<String> started = sidecar.getStartupProbe().getExec().getCommand();
-        answer("jbang", 3);
-        assertThat(run(shell, sidecar.getCommand()).exitCode()).isEqualTo(3);
-        assertThat(run(shell, started).exitCode()).isNotZero();
-        answer("jbang", 0);
-        run(shell, sidecar.getCommand());
-        Hook.waitUntil("the startup probe passes", () -> run(shell, started).exitCode() == 0);
-        answer("jbang", 1);
-        Files.createFile(temp.resolve("prestop/ask.abcdef"));
-        Files.createFile(temp.resolve("prestop/ask.ghijkl")); // after a failed liveness probe there may be two
-        Hook.waitUntil("the hook is run again", () -> calls().size() >= 7);
-        assertThat(asks()).hasSize(2);
-        answer("jbang", 0);
-        Hook.waitUntil("the files go", () -> asks().isEmpty());
-        String script = "jbang /opt/prestop/buildkit-prestop.java";
-        assertThat(calls().subList(0, 3)).containsExactly(script + " --version", script + " --version", script);
-        assertThat(calls()).noneMatch(call -> call.contains("-Xbogus"));
-    }
-
-    @ParameterizedTest
-    @CsvSource({"dash, java", "busybox ash, java", "dash, jbang", "busybox ash, jbang"})
-    void imageWithTheHookWaitsUntilTheHookEndsWell(String shell, String stub) throws IOException {
-        String hook = stub.equals("java") ? JAR : JBANG;
-        assertThat(DocsTest.saved("baked.yaml").split(Pattern.quote(JAR), -1)).as("way 3 replaces it twice").hasSize(3);
-        assertThat(DocsTest.README.replaceAll("\\s+", " ")).contains("write `" + JBANG + "` for `" + JAR + "`");
-        Container buildkitd = DocsTest.YAML.readValue(DocsTest.saved("baked.yaml").replace(JAR, hook), Deployment.class)
-                .getSpec().getTemplate().getSpec().getContainers().get(0);
-        List<String> preStop = buildkitd.getLifecycle().getPreStop().getExec().getCommand();
-        List<String> startup = buildkitd.getStartupProbe().getExec().getCommand();
-        List<String> ready = buildkitd.getReadinessProbe().getExec().getCommand();
-
-        answer(stub, 1);
-        Hook wait = run(shell, preStop);
-        Hook.waitUntil("the hook is run again", () -> calls().size() >= 2);
+    void waitGoesOnWhileTheHookCannotBeStarted(String shell) throws IOException {
+        Path java = temp.resolve("bin/java");
+        Files.move(java, temp.resolve("bin/gone"));
+        Hook wait = start(shell, command());
+        Hook.pause(1000);
         assertThat(wait.process().isAlive()).isTrue();
-        assertThat(run(shell, ready).exitCode()).isNotZero();
-        assertThat(run(shell, startup).exitCode()).as("a hook that cannot run").isNotZero();
-        answer(stub, 0);
+        Files.move(temp.resolve("bin/gone"), java);
         assertThat(wait.exitCode()).isZero();
-        assertThat(calls().get(0)).matches(stub + " .* --max-wait-seconds 35(40|39)");
-        assertThat(run(shell, startup).exitCode()).isZero();
-        assertThat(run(shell, ready).exitCode()).as("ready after a restart").isZero();
-        answer("buildctl", 1);
-        assertThat(run(shell, startup).exitCode()).isNotZero();
-        assertThat(run(shell, ready).exitCode()).isNotZero();
-
-        answer(stub, 1);
-        Hook hopeless = run(shell, preStop, 3);
-        hopeless.exitCode();
-        assertThat(hopeless.age()).isBetween(Duration.ofSeconds(2), Duration.ofSeconds(20));
-        assertThat(calls()).noneMatch(call -> call.contains("-Xbogus"));
     }
 
     @ParameterizedTest
-    @CsvSource({"dash, prestop.yaml", "busybox ash, prestop.yaml", "dash, baked.yaml", "busybox ash, baked.yaml"})
-    void waitGoesOnWhenForAWhileNoProcessCanBeStarted(String shell, String patch) throws IOException {
+    @ValueSource(strings = {"dash", "busybox ash"})
+    void waitGoesOnWhileNoProcessCanBeStarted(String shell) throws IOException {
         Tools.requireRoot();
         Tools.require("prlimit");
-        for (String shared : List.of("", "tmp", "prestop")) {
-            Files.setPosixFilePermissions(temp.resolve(shared), PosixFilePermissions.fromString("rwxrwxrwx"));
-        }
-        answer("java", 1);
-        List<String> preStop = DocsTest.pod(patch).getContainers().get(0).getLifecycle().getPreStop().getExec()
-                .getCommand();
-        Hook wait = run("setpriv --reuid=64321 --clear-groups " + shell, preStop); // root would have no limit
-        Hook.waitUntil("it waits", () -> asks().size() + calls().size() > 0);
+        Files.setPosixFilePermissions(temp, PosixFilePermissions.fromString("rwxrwxrwx"));
+        exitWith(1);
+        Hook wait = start("setpriv --reuid=64321 --clear-groups " + shell, command()); // root would have no limit
+        Hook.waitUntil("it waits", () -> !calls().isEmpty());
         limitProcesses(wait, 0);
         Hook.pause(1000);
         limitProcesses(wait, 1000);
         assertThat(wait.process().isAlive()).isTrue();
+        assertThat(wait.err()).as("no thousands of complaints").containsOnly("said by java");
         Path open = Path.of("/proc", String.valueOf(wait.process().pid()), "fd");
         assertThat(open.toFile().list()).as("no pipe is left of each try").hasSizeLessThan(20);
-        answer("java", 0);
-        for (Path ask : asks()) {
-            Files.delete(ask);
-        }
+        exitWith(0);
         assertThat(wait.exitCode()).isZero();
+    }
+
+    @Test
+    void imageWithJBangRunsTheScriptUnderTheSameName() throws IOException {
+        Matcher edit = Pattern.compile("sed -i \\\\\n *'(.*)' \\\\\n *(\\S+)").matcher(dockerfiles().get(1));
+        assertThat(edit.find()).isTrue();
+        Path command = Files.writeString(temp.resolve("edited"), commandText());
+        assertThat(dockerfiles().get(0)).contains("<<'EOF' " + edit.group(2) + "\n");
+        assertThat(Hook.run(List.of("sed", "-i", edit.group(1), command.toString()), Map.of()).exitCode()).isZero();
+        assertThat(start("dash", moved(Files.readString(command)), "--once").exitCode()).isZero();
+        assertThat(calls()).containsExactly("jbang --offline /opt/prestop/buildkit-prestop.java --once");
     }
 
     private static void limitProcesses(Hook hook, int count) {
@@ -345,9 +325,11 @@ class PatchTest {
         assertThat(prlimit.exitCode()).as(prlimit.err().toString()).isZero();
     }
 
+    // ---- See it work -----------------------------------------------------------------------------------------------
+
     @ParameterizedTest
     @CsvSource({"'', false", "0, false", "2, true"})
-    void seeItWorkDeletesThePodOnlyWhenABuildRunsInIt(String builds, boolean deletes) {
+    void seeItWorkDeletesThePodOnlyWhenABuildRunsInIt(String builds, boolean deletes) throws IOException {
         Tools.stub(temp.resolve("bin/kubectl"), """
                 echo "kubectl $*" >>%1$s/calls
                 case "$*" in
@@ -357,56 +339,54 @@ class PatchTest {
                 """.formatted(temp, builds));
         String block = DocsTest.blocks("sh").stream().map(DocsTest.Block::text)
                 .filter(text -> text.contains("kubectl delete")).findFirst().orElseThrow();
-        assertThat(run("dash", List.of("sh", "-c", block)).exitCode()).isZero();
+        assertThat(start("dash", Files.writeString(temp.resolve("block"), block)).exitCode()).isZero();
         assertThat(calls().stream().filter(call -> call.contains(" delete "))).hasSize(deletes ? 1 : 0)
                 .allMatch(call -> call.equals("kubectl delete pod/first --wait=false"));
     }
 
-    private Hook run(String shell, List<String> command) {
-        return run(shell, command, 3540);
+    // ---- Running ---------------------------------------------------------------------------------------------------
+
+    private static List<String> dockerfiles() {
+        return DocsTest.blocks("dockerfile").stream().map(DocsTest.Block::text).toList();
     }
 
-    /** Starts a command of a patch in this shell. Its places are in temp, and its 3540 s are so many. */
-    private Hook run(String shell, List<String> command, int limit) {
-        List<String> moved = new ArrayList<>(command);
-        moved.replaceAll(word -> Pattern.compile("/opt/prestop/bin/|/opt/prestop/|/prestop/|/tmp/|/proc/1/fd/2|3540")
-                .matcher(word).replaceAll(place -> switch (place.group()) {
-                    case "/opt/prestop/" -> place.group();
-                    case "/opt/prestop/bin/" -> temp + "/bin/";
-                    case "/proc/1/fd/2" -> temp + "/log";
-                    case "3540" -> String.valueOf(limit);
-                    default -> temp + place.group();
-                }));
-        if (moved.get(0).equals("sh")) {
-            List<String> words = List.of(shell.split(" "));
-            Tools.require(words.get(0));
-            moved.remove(0);
-            moved.addAll(0, words);
-        }
-        Hook hook = Hook.run(moved, Hook.env("PATH", temp.resolve("bin") + ":" + System.getenv("PATH"),
-                "JAVA_TOOL_OPTIONS", "-Xbogus", "JDK_JAVA_OPTIONS", "-Xbogus", "_JAVA_OPTIONS", "-Xbogus",
-                "ask", "/", "end", 1));
+    private static String commandText() {
+        Matcher here = Pattern.compile("(?s)<<'EOF' /usr/local/bin/buildkit-prestop\n(.*?\n)EOF\n")
+                .matcher(dockerfiles().get(0));
+        assertThat(here.find()).isTrue();
+        return here.group(1);
+    }
+
+    private Path command() throws IOException {
+        return moved(commandText());
+    }
+
+    /** A file with the command, which calls the stubs. */
+    private Path moved(String command) throws IOException {
+        return Files.writeString(temp.resolve("command"),
+                command.replaceAll("/opt/(prestop|jbang)/bin/", temp + "/bin/"));
+    }
+
+    private Hook start(String shell, Path script, String... arguments) {
+        List<String> command = new ArrayList<>(List.of(shell.split(" ")));
+        command.stream().filter(word -> !word.startsWith("--") && !word.equals("ash")).forEach(Tools::require);
+        command.add(script.toString());
+        command.addAll(List.of(arguments));
+        Hook hook = Hook.run(command, Hook.env("PATH", temp.resolve("bin") + ":" + System.getenv("PATH"),
+                "JAVA_TOOL_OPTIONS", "-Xbogus", "JDK_JAVA_OPTIONS", "-Xbogus", "_JAVA_OPTIONS", "-Xbogus"));
         started.add(hook);
         return hook;
     }
 
-    /** Lets a stub end with this exit code from now on. */
-    private void answer(String stub, int code) throws IOException {
-        Path file = Files.writeString(temp.resolve(stub + ".new"), code + "\n");
-        Files.move(file, temp.resolve(stub), StandardCopyOption.REPLACE_EXISTING);
+    /** Lets the hook end with this exit code from now on. */
+    private void exitWith(int code) throws IOException {
+        Path file = Files.writeString(temp.resolve("code.new"), code + "\n");
+        Files.move(file, temp.resolve("code"), StandardCopyOption.REPLACE_EXISTING);
     }
 
-    /** The calls of the hook so far. */
+    /** The calls of the stubs so far. */
     private List<String> calls() {
-        return Files.notExists(temp.resolve("calls")) ? List.of() : DocsTest.read(temp.resolve("calls")).lines()
-                .filter(line -> !line.startsWith("buildctl")).toList();
-    }
-
-    private List<Path> asks() {
-        try (Stream<Path> files = Files.list(temp.resolve("prestop"))) {
-            return files.toList();
-        } catch (IOException e) {
-            throw new java.io.UncheckedIOException(e);
-        }
+        Path calls = temp.resolve("calls");
+        return Files.notExists(calls) ? List.of() : DocsTest.read(calls).lines().toList();
     }
 }

@@ -1,4 +1,5 @@
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.io.IOException;
 import java.nio.file.Files;
@@ -143,19 +144,90 @@ class PlacesTest {
         }
     }
 
+    // ---- Where it cannot see buildkitd -----------------------------------------------------------------------------
+
+    /** Names by which the kernel does not know the socket, and a port that is not buildkitd's. */
     @ParameterizedTest
-    @EnumSource(Source.class)
-    void itWarnsOfAPortWhereNothingListensAndLeavesInTheQuietTime(Source source) {
-        int port = 1; // nobody uses it, and no connection gets it by chance
-        Map<String, String> env = source.environment(port, directory);
-        env.put("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "1");
-        try (Hook hook = Hook.start(env)) {
-            assertThat(hook.exitCode()).isZero();
-            assertThat(hook.messages("warning")).containsExactly(
-                    "[PreStop Hook] Nothing listens on port " + port + ". Is BUILDKITD_PORT right?");
-            assertThat(hook.checks()).hasSizeBetween(1000 / 20, 1000 / 20 + 1);
+    @CsvSource({"BUILDKITD_SOCKET, typo.sock", "BUILDKITD_SOCKET, {}/link.sock", "BUILDKITD_SOCKET, {}//b.sock",
+        "BUILDKITD_SOCKET, {}/link/b.sock", "BUILDKITD_SOCKET, other/b.sock", "BUILDKITD_PORT, 1"})
+    void whereNothingListensOnWhatTheUserNamedItCannotTell(String variable, String value) throws Exception {
+        Path socket = directory.resolve("b.sock");
+        Files.createSymbolicLink(directory.resolve("link.sock"), socket);
+        Files.createSymbolicLink(directory.resolve("link"), directory);
+        List<String> sources = List.of("auto", Tools.require("netstat").getFileName().toString(),
+                Tools.require("ss").getFileName().toString(), "procfs");
+        try (Server server = Server.start(); Server.OnSocket unix = new Server.OnSocket(socket)) {
+            for (String source : sources) {
+                // With another name the connection is there and not seen; with another port there is none.
+                try (AutoCloseable build = variable.equals("BUILDKITD_PORT") ? () -> { } : unix.connect()) {
+                    Map<String, String> env = Hook.quick(server.port());
+                    env.put("BUILDKITD_SOCKET", socket.toString());
+                    env.put("CONNECTION_SOURCE", source);
+                    String name = value.replace("{}", directory.toString());
+                    env.put(variable, name);
+                    try (Hook once = Hook.start(env, "--once")) {
+                        assertThat(once.exitCode()).as(source).isEqualTo(1);
+                        assertThat(once.out()).as(source).isEmpty();
+                        assertThat(once.messages("warning")).as(source).singleElement().asString().contains(
+                                ": nothing listens on " + (name.equals("1") ? "port " : "") + name + ".");
+                    }
+                }
+            }
         }
     }
+
+    @ParameterizedTest
+    @EnumSource(Source.class)
+    void whereNothingListensItStays(Source source) {
+        try (Hook hook = Hook.start(source.environment(1, directory))) { // nobody uses that port
+            hook.awaitChecks("unknown", 20);
+            assertThat(hook.process().isAlive()).isTrue();
+            assertThat(hook.messages("warning")).containsExactly("[PreStop Hook] Cannot tell whether clients are"
+                    + " connected to port 1 or buildkitd.sock: nothing listens on port 1 or buildkitd.sock."
+                    + " Waited 0 s so far.");
+        }
+    }
+
+    /** As with rootlesskit where it gives buildkitd a network of its own. */
+    @Test
+    void inAnotherNetworkThanBuildkitdsItStays() {
+        Tools.requireRoot();
+        try (Server server = Server.start(); Server.Connection build = server.connect();
+                Hook hook = Hook.startWith(List.of("unshare", "--net"), Hook.quick(server.port()), "--debug")) {
+            hook.awaitChecks("unknown", 60);
+            assertThat(hook.process().isAlive()).isTrue();
+            assertThat(hook.messages("warning")).singleElement().asString().contains("nothing listens on port");
+        }
+    }
+
+    /** Of the defaults one is enough. What the user named, by environment or flag, must be there. */
+    @ParameterizedTest(name = "listens: {0}, named: {1}, empty socket: {2}")
+    @CsvSource({"both, none, false, ''", "port, none, false, ''", "socket, none, false, ''",
+        "none, none, false, port or socket", "socket, port, false, port", "port, socket, false, socket",
+        "port, port, false, ''", "socket, socket, false, ''", "port, both, false, socket", "socket, both, false, port",
+        "none, both, false, port or socket", "none, port, false, port or socket", "port, socket, true, ''",
+        "none, none, true, port", "none, socket, true, port"})
+    void itIsContentWithTheListenersThatThereMustBe(String listens, String named, boolean emptySocket, String missing)
+            throws IOException {
+        Path socket = directory.resolve("b.sock");
+        try (Server server = Server.start(); Server.OnSocket unix = new Server.OnSocket(socket)) {
+            BuildkitPrestop settings = new BuildkitPrestop();
+            settings.source = BuildkitPrestop.ConnectionSource.procfs;
+            settings.port = listens.matches("both|port") ? server.port() : 1;
+            settings.socket = emptySocket ? "" : listens.matches("both|socket") ? socket.toString() : "no-such.sock";
+            settings.portIsNamed = named.matches("both|port");
+            settings.socketIsNamed = named.matches("both|socket");
+            Sockets sockets = new Sockets(settings);
+            if (missing.isEmpty()) {
+                assertThat(sockets.look().count()).isZero();
+            } else {
+                assertThatThrownBy(sockets::look).isInstanceOf(IOException.class).hasMessage("nothing listens on "
+                        + missing.replace("port", "port " + settings.port).replace("socket", settings.socket));
+            }
+        }
+    }
+
+    // ---- Where it may look -----------------------------------------------------------------------------------------
 
     /** A namespace of some thousand services gives each pod such a one. What is too much for a tool is procfs' turn. */
     @ParameterizedTest
@@ -243,10 +315,9 @@ class PlacesTest {
         // The reader lives for longer than the hook may, and reads nothing; 64 KiB fill its pipe.
         List<String> command = shell("{ head -c 65536 /dev/zero; \"$@\" 2>&1; echo $? >'" + code + "'; } | sleep 60");
         command.addAll(Hook.javaCommand());
-        Map<String, String> env = Hook.quick(1); // nothing listens there
-        env.put("DEBUG", "1");
-        env.put("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "4"); // 200 lines, of which 100 can wait to be written
-        try (Hook hook = Hook.run(command, env)) {
+        try (Server server = Server.start(); Hook hook = Hook.run(command, Hook.env("BUILDKITD_PORT", server.port(),
+                "CHECK_FREQUENCY_MS", 20, "DEBUG", 1,
+                "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 4))) { // 200 lines, of which 100 can wait to be written
             Hook.waitUntil("the hook ends", () -> Files.exists(code));
             assertThat(hook.process().isAlive()).isTrue();
             assertThat(code).hasContent("0");
@@ -279,8 +350,8 @@ class PlacesTest {
     void outsideOfAPodTheLogDoesNotGoToPid1() throws IOException {
         Tools.requireRoot();
         Path log = Files.createFile(directory.resolve("log"));
-        Map<String, String> env = Hook.quick(1); // nothing listens there
-        try (Hook hook = Hook.run(pid1("exec 2>>'" + log + "'", Hook.javaCommand()), env)) {
+        try (Server server = Server.start();
+                Hook hook = Hook.run(pid1("exec 2>>'" + log + "'", Hook.javaCommand()), Hook.quick(server.port()))) {
             assertThat(hook.exitCode()).isZero();
             assertThat(hook.messages("info")).last().asString().contains(LEAVES);
             assertThat(log).isEmptyFile();

@@ -1,5 +1,4 @@
 import static org.assertj.core.api.Assertions.assertThat;
-import static org.junit.jupiter.params.provider.Arguments.arguments;
 
 import java.io.IOException;
 import java.nio.file.Files;
@@ -8,13 +7,12 @@ import java.nio.file.attribute.PosixFilePermissions;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
-import java.util.concurrent.TimeUnit;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.Assumptions;
+import org.junit.jupiter.api.BeforeAll;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
-import org.junit.jupiter.params.provider.Arguments;
 import org.junit.jupiter.params.provider.MethodSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
@@ -23,40 +21,67 @@ class StartTest {
 
     private static final Path HELPER = Hook.REPOSITORY.resolve("test/jbang");
 
+    private static final List<Way> ways = new ArrayList<>();
+
+    @TempDir
+    static Path homes;
     @TempDir
     Path temp;
 
-    /** The ways that the README names, each with the command that precedes the hook's arguments. */
-    private static Stream<Arguments> ways() {
-        List<Arguments> ways = new ArrayList<>(List.of(
-                arguments("jbang", List.of(HELPER.toString(), Hook.SCRIPT.toString())),
-                // Java's exec, like Kubernetes', does not start a file without #!, as a shell does: so a shell it is.
-                arguments("./buildkit-prestop.java", List.of("sh", "-c", Hook.SCRIPT + " \"$@\"", "-"))));
-        Tools.jdks().forEach((version, jdk) -> ways.add(arguments("java " + version, List.of(
-                jdk.resolve("bin/java").toString(), "-cp", Tools.picocli().toString(), Hook.SCRIPT.toString()))));
+    /** A way that the README names, with one JDK: what stands before the hook's arguments, and the environment. */
+    private record Way(String name, Path java, Map<String, String> env, String... command) {
+        Hook start(Server server, String... args) {
+            Map<String, String> settings = Hook.quick(server.port());
+            settings.putAll(env);
+            // Ctrl-C as in a terminal: tests in the background ignore it, and so do their children.
+            List<String> line = new ArrayList<>(List.of("env", "--default-signal=INT"));
+            line.addAll(List.of(command));
+            line.addAll(List.of(args));
+            return Hook.run(line, settings, Hook.JBANG_PATIENCE);
+        }
+
+        @Override
+        public String toString() {
+            return name;
+        }
+    }
+
+    @BeforeAll
+    static void findWays() {
+        Tools.jdks().forEach((version, jdk) -> {
+            Path java = jdk.resolve("bin/java");
+            // A home for each JDK, because JBang compiles anew what it finds compiled by a newer one.
+            Map<String, String> env = emptyHome(homes.resolve(version));
+            env.put("JAVA_HOME", jdk.toString());
+            env.put("PATH", HELPER.getParent() + ":" + System.getenv("PATH"));
+            ways.add(new Way("jbang with " + version, java, env, HELPER.toString(), Hook.SCRIPT.toString()));
+            // Java's exec, like Kubernetes', does not start a file without #!, as a shell does.
+            ways.add(new Way("./buildkit-prestop.java with " + version, java, env,
+                    "sh", "-c", Hook.SCRIPT + " \"$@\"", "-"));
+            ways.add(new Way("java " + version, java, env,
+                    java.toString(), "-cp", Tools.picocli().toString(), Hook.SCRIPT.toString()));
+        });
+    }
+
+    private static Stream<Way> ways() {
         return ways.stream();
     }
 
-    private static Hook start(List<String> way, Map<String, String> env, String... args) {
-        List<String> command = new ArrayList<>(way);
-        command.addAll(List.of(args));
-        return Hook.run(command, env);
+    private static Hook start(Path helper, Map<String, String> env, String... args) {
+        return Hook.run(Stream.concat(Stream.of(helper.toString()), Stream.of(args)).toList(), env,
+                Hook.JBANG_PATIENCE);
     }
 
-    /** Settings for a test, with the helper as the jbang that is on the PATH. */
-    private static Map<String, String> environment(Server server) {
-        Map<String, String> env = Hook.quick(server.port());
-        env.put("PATH", HELPER.getParent() + ":" + System.getenv("PATH"));
-        env.put("HOME", Tools.HOME);
-        return env;
+    private static void assertPrints(String count, Hook hook) {
+        assertThat(hook.exitCode()).describedAs(String.join("\n", hook.err())).isZero();
+        assertThat(hook.out()).containsExactly(count);
     }
 
-    @ParameterizedTest(name = "{0}")
+    @ParameterizedTest
     @MethodSource("ways")
-    void waitsAndLeavesWithTheHooksExitCodeHoweverItWasStarted(String name, List<String> way) {
+    void waitsAndLeavesWithTheHooksExitCodeHoweverItWasStarted(Way way) {
         try (Server server = Server.start(); Server.Connection build = server.connect();
-                Hook waiting = start(way, environment(server));
-                Hook mistaken = start(way, environment(server), "--port", "none")) {
+                Hook waiting = way.start(server); Hook mistaken = way.start(server, "--port", "none")) {
             waiting.awaitLog("1 connection to port " + server.port());
             build.close();
             assertThat(waiting.exitCode()).isZero();
@@ -64,31 +89,25 @@ class StartTest {
         }
     }
 
-    @ParameterizedTest(name = "{0}")
+    @ParameterizedTest
     @MethodSource("ways")
-    void everySourceWorksHoweverItWasStarted(String name, List<String> way) {
-        List<String> sources = List.of(Tools.require("netstat").getFileName().toString(),
-                Tools.require("ss").getFileName().toString(), "procfs");
-        List<Hook> hooks = new ArrayList<>();
-        try (Server server = Server.start(); Server.Connection build = server.connect()) {
-            sources.forEach(source -> hooks.add(start(way, environment(server), "--once", "--source", source)));
-            for (Hook hook : hooks) {
-                assertThat(hook.exitCode()).describedAs(String.join("\n", hook.err())).isZero();
-                assertThat(hook.out()).containsExactly("1");
-            }
-        } finally {
-            hooks.forEach(Hook::close);
+    void everySourceWorksHoweverItWasStarted(Way way) {
+        Tools.require("netstat");
+        Tools.require("ss");
+        try (Server server = Server.start(); Server.Connection build = server.connect();
+                Hook netstat = way.start(server, "--once", "--source=netstat");
+                Hook ss = way.start(server, "--once", "--source=ss");
+                Hook procfs = way.start(server, "--once", "--source=procfs")) {
+            List.of(netstat, ss, procfs).forEach(hook -> assertPrints("1", hook));
         }
     }
 
-    @ParameterizedTest(name = "{0}")
+    @ParameterizedTest
     @MethodSource("ways")
-    void endsAtOnceOnSigtermAndCtrlCHoweverItWasStarted(String name, List<String> way) throws Exception {
-        // Ctrl-C as in a terminal: tests in the background ignore it, and so do their children.
-        List<String> listening = List.of("env", "--default-signal=INT");
+    void endsAtOnceOnSigtermAndCtrlCHoweverItWasStarted(Way way) throws Exception {
         for (int[] signalAndCode : new int[][] {{15, 143}, {2, 130}}) {
             try (Server server = Server.start(); Server.Connection build = server.connect();
-                    Hook hook = start(listening, environment(server), way.toArray(String[]::new))) {
+                    Hook hook = way.start(server)) {
                 hook.awaitLog("1 connection to port " + server.port());
                 ProcessHandle start = hook.process().toHandle();
                 List<ProcessHandle> all = new ArrayList<>();
@@ -103,8 +122,9 @@ class StartTest {
                             .forEach(jvms::add);
                     return jvms.size() == 1;
                 });
-                new ProcessBuilder("kill", "-" + signalAndCode[0], String.valueOf(jvms.get(0).pid())).start().waitFor();
-                assertThat(hook.process().waitFor(10, TimeUnit.SECONDS)).isTrue();
+                assertThat(jvms.get(0).info().command()).contains(way.java.toRealPath().toString());
+                assertThat(Hook.run(List.of("sh", "-c", "kill -$0 $1", "" + signalAndCode[0], "" + jvms.get(0).pid()),
+                        Map.of()).exitCode()).isZero();
                 assertThat(hook.exitCode()).isEqualTo(signalAndCode[1]);
                 Hook.waitUntil("no process is left", () -> all.stream().noneMatch(ProcessHandle::isAlive));
             }
@@ -120,10 +140,9 @@ class StartTest {
                 Path.of("..data/buildkit-prestop.java"));
         Files.setPosixFilePermissions(mounted, PosixFilePermissions.fromString("r--r--r--"));
         Files.setPosixFilePermissions(data, PosixFilePermissions.fromString("r-xr-xr-x"));
-        try (Hook hook = start(List.of(HELPER.toString()), Hook.env("HOME", Tools.HOME),
-                mounted.toString(), "--once")) {
-            assertThat(hook.exitCode()).isZero();
-            assertThat(hook.out()).containsExactly("0");
+        try (Server server = Server.start(); Hook hook = start(HELPER, Hook.env("HOME", Tools.HOME,
+                "BUILDKITD_PORT", server.port()), mounted.toString(), "--once")) {
+            assertPrints("0", hook);
         } finally {
             Files.setPosixFilePermissions(data, PosixFilePermissions.fromString("rwxr-xr-x"));
         }
@@ -132,22 +151,18 @@ class StartTest {
     @Test
     void runsForAnotherUserFromACacheMadeBeforeOnAReadOnlyFileSystemWithoutNetworkAndHome() throws IOException {
         Tools.requireRoot();
-        Map<String, String> env = emptyHome();
+        Map<String, String> env = emptyHome(temp);
         Path script = Files.copy(Hook.SCRIPT, temp.resolve("buildkit-prestop.java"));
         Path helper = Files.copy(HELPER, temp.resolve("jbang"));
         env.put("JBANG_REPO", env.remove("HOME") + "/.m2/repository");
-        try (Hook prepare = start(List.of(helper.toString(), "build"), env, script.toString());
-                Hook open = start(List.of("chmod", "-R", "a+rX", temp.toString()), Map.of())) {
-            assertThat(prepare.exitCode()).isZero();
-            assertThat(open.exitCode()).isZero();
-        }
+        assertThat(start(helper, env, "build", script.toString()).exitCode()).isZero();
+        assertThat(Hook.run(List.of("chmod", "-R", "a+rX", temp.toString()), Map.of()).exitCode()).isZero();
         List<String> asNobody = List.of("unshare", "--net", "--mount", "sh", "-c",
                 "mount --bind $0 $0 && mount -o remount,ro,bind $0 && exec setpriv --reuid 65534 --regid 65534"
                         + " --clear-groups $0/jbang $0/buildkit-prestop.java --once", temp.toString());
-        try (Hook hook = start(asNobody, env)) {
-            assertThat(hook.exitCode()).describedAs(String.join("\n", hook.err())).isZero();
-            assertThat(hook.out()).containsExactly("0");
-        }
+        Hook hook = Hook.run(asNobody, env, Hook.JBANG_PATIENCE);
+        assertThat(hook.exitCode()).isEqualTo(1);
+        assertThat(hook.messages("warning")).singleElement().asString().contains("nothing listens on port 1234");
     }
 
     @Test
@@ -156,11 +171,10 @@ class StartTest {
         Map<String, String> env = Hook.env("HOME", Tools.HOME, "MAX_WAIT_SECONDS", "3");
         try (Server server = Server.start(); Server.Connection build = server.connect()) {
             env.put("BUILDKITD_PORT", String.valueOf(server.port()));
-            try (Hook hook = start(List.of("sh", "-c", "echo $$ > $0/cgroup.procs && exec \"$@\"", group.toString(),
-                    HELPER.toString(), Hook.SCRIPT.toString()), env)) {
-                hook.awaitLog("1 connection to port " + server.port());
-                assertThat(hook.exitCode()).isEqualTo(1);
-            }
+            Hook hook = Hook.run(List.of("sh", "-c", "echo $$ > $0/cgroup.procs && exec \"$@\"", group.toString(),
+                    HELPER.toString(), Hook.SCRIPT.toString()), env, Hook.JBANG_PATIENCE);
+            hook.awaitLog("1 connection to port " + server.port());
+            assertThat(hook.exitCode()).isEqualTo(124);
         } finally {
             Files.delete(group);
         }
@@ -186,24 +200,16 @@ class StartTest {
 
     @Test
     void twoStartsAtTheSameMomentOnAColdCacheBothWork() {
-        Map<String, String> env = emptyHome();
-        List<Hook> hooks = new ArrayList<>();
-        try {
-            for (int i = 0; i < 4; i++) {
-                hooks.add(start(List.of(HELPER.toString()), env, Hook.SCRIPT.toString(), "--once"));
-            }
-            for (Hook hook : hooks) {
-                assertThat(hook.exitCode()).describedAs(String.join("\n", hook.err())).isZero();
-                assertThat(hook.out()).containsExactly("0");
-            }
-        } finally {
-            hooks.forEach(Hook::close);
+        Map<String, String> env = emptyHome(temp);
+        try (Server server = Server.start()) {
+            env.put("BUILDKITD_PORT", String.valueOf(server.port()));
+            Stream.generate(() -> start(HELPER, env, Hook.SCRIPT.toString(), "--once")).limit(4).toList()
+                    .forEach(hook -> assertPrints("0", hook));
         }
     }
 
     /** A HOME in which JBang has compiled nothing yet; what was fetched before is there, so no network is needed. */
-    private Map<String, String> emptyHome() {
-        Path home = temp.resolve("home");
+    private static Map<String, String> emptyHome(Path home) {
         Tools.copyFetched(home.resolve(".jbang"), home.resolve(".m2/repository"));
         return Hook.env("HOME", home, "JBANG_DIR", home.resolve(".jbang"));
     }
@@ -217,10 +223,9 @@ class StartTest {
         String path = alias.getParent() + ":" + HELPER.getParent() + ":" + installed.getParent() + ":"
                 + System.getenv("PATH");
         for (Path start : List.of(HELPER, alias)) {
-            try (Hook hook = start(List.of(start.toString()), Hook.env("PATH", path), "run", "a b", "c")) {
-                assertThat(hook.exitCode()).isEqualTo(7);
-                assertThat(hook.out()).containsExactly("installed: run a b c");
-            }
+            Hook hook = start(start, Hook.env("PATH", path), "run", "a b", "c");
+            assertThat(hook.exitCode()).isEqualTo(7);
+            assertThat(hook.out()).containsExactly("installed: run a b c");
         }
     }
 
@@ -234,22 +239,20 @@ class StartTest {
         if (missing.equals("mvn")) {
             Files.createSymbolicLink(bin.resolve("java"), Path.of(System.getProperty("java.home"), "bin/java"));
         }
-        try (Hook hook = start(List.of(HELPER.toString()), Hook.env("PATH", bin, "HOME", temp), "--version")) {
-            assertThat(hook.exitCode()).isEqualTo(127);
-            assertThat(hook.err()).containsExactly("test/jbang: needs JBang, or a JDK 17 or newer and Maven:"
-                    + " there is no jbang and no " + missing);
-        }
+        Hook hook = start(HELPER, Hook.env("PATH", bin, "HOME", temp), "--version");
+        assertThat(hook.exitCode()).isEqualTo(127);
+        assertThat(hook.err()).containsExactly("test/jbang: needs JBang, or a JDK 17 or newer and Maven:"
+                + " there is no jbang and no " + missing);
     }
 
     @Test
     void theHelperPassesOnWhatJBangItselfPrintsAndItsExitCode() {
         Map<String, String> env = Hook.env("HOME", Tools.HOME);
-        try (Hook version = start(List.of(HELPER.toString()), env, "--version");
-                Hook wrong = start(List.of(HELPER.toString()), env, "no-such-file.java")) {
-            assertThat(version.exitCode()).isZero();
-            assertThat(version.err()).last().asString().matches("\\d+\\.\\d+\\.\\d+.*");
-            assertThat(wrong.exitCode()).isNotZero();
-            assertThat(wrong.err()).isNotEmpty();
-        }
+        Hook version = start(HELPER, env, "--version");
+        assertThat(version.exitCode()).isZero();
+        assertThat(version.err()).last().asString().matches("\\d+\\.\\d+\\.\\d+.*");
+        Hook wrong = start(HELPER, env, "no-such-file.java");
+        assertThat(wrong.exitCode()).isNotZero();
+        assertThat(wrong.err()).isNotEmpty();
     }
 }

@@ -40,6 +40,7 @@ class Tests {
     /** Takes the names of the classes to run; none: all of them. */
     public static void main(String... names) throws IOException {
         JUNIT_LOG.setLevel(Level.SEVERE);
+        Hook.javaCommand(); // JBang compiles the script before the first test waits for a hook
         List<String> chosen = names.length == 0 ? allClasses() : List.of(names);
         LauncherDiscoveryRequest request = LauncherDiscoveryRequestBuilder.request()
                 .selectors(chosen.stream().map(DiscoverySelectors::selectClass).toList())
@@ -49,7 +50,8 @@ class Tests {
                         "WORKER_THREAD_POOL")
                 .configurationParameter("junit.jupiter.execution.parallel.config.strategy", "fixed")
                 .configurationParameter("junit.jupiter.execution.parallel.config.fixed.parallelism", "6")
-                .configurationParameter("junit.jupiter.execution.timeout.default", "150 s")
+                // For what hangs, and longer than any patience.
+                .configurationParameter("junit.jupiter.execution.timeout.default", "20 m")
                 .build();
         SummaryGeneratingListener sum = new SummaryGeneratingListener();
         LauncherFactory.create().execute(request, sum, new Progress());

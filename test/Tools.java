@@ -1,6 +1,5 @@
 import java.io.File;
 import java.io.IOException;
-import java.io.OutputStream;
 import java.io.Reader;
 import java.io.UncheckedIOException;
 import java.nio.charset.StandardCharsets;
@@ -58,19 +57,9 @@ final class Tools {
      * process had open for writing could still be open in a child that it starts meanwhile, and then cannot be run.
      */
     static void stub(Path file, String script) {
-        try {
-            Process writer = new ProcessBuilder("sh", "-c",
-                    "cat > \"$1.new\" && chmod 755 \"$1.new\" && mv \"$1.new\" \"$1\"", "sh", file.toString()).start();
-            try (OutputStream in = writer.getOutputStream()) {
-                in.write(("#!/bin/sh\n" + script).getBytes(StandardCharsets.UTF_8));
-            }
-            if (writer.waitFor() != 0) {
-                throw new IOException("cannot write " + file);
-            }
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        } catch (InterruptedException e) {
-            throw new IllegalStateException(e);
+        if (!succeeds("sh", "-c", "printf '#!/bin/sh\\n%s' \"$2\" >\"$1\" && chmod 755 \"$1\" && mv \"$1\" \"$0\"",
+                file.toString(), file + ".new", script)) {
+            throw new IllegalStateException("cannot write " + file);
         }
     }
 
@@ -184,13 +173,6 @@ final class Tools {
     }
 
     private static boolean succeeds(String... command) {
-        try {
-            return new ProcessBuilder(command).redirectErrorStream(true)
-                    .redirectOutput(ProcessBuilder.Redirect.DISCARD).start().waitFor() == 0;
-        } catch (IOException e) {
-            return false;
-        } catch (InterruptedException e) {
-            throw new IllegalStateException(e);
-        }
+        return Hook.run(List.of(command), Map.of()).exitCode() == 0;
     }
 }
