@@ -5,18 +5,18 @@
 //SOURCES Hook.java
 //SOURCES Tools.java
 
-import static java.util.stream.Collectors.joining;
-
 import java.io.BufferedReader;
 import java.io.IOException;
+import java.io.InputStreamReader;
 import java.net.InetAddress;
 import java.net.ServerSocket;
 import java.net.Socket;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayDeque;
 import java.util.ArrayList;
-import java.util.HashMap;
+import java.util.Deque;
 import java.util.LinkedHashMap;
 import java.util.LinkedHashSet;
 import java.util.List;
@@ -26,20 +26,18 @@ import java.util.Set;
 import java.util.stream.Stream;
 
 /**
- * Measures what the hook costs, beside the bare tools. Start it from the repository's root, as test/bench does. What
- * it cannot measure, or not in time, it leaves out, and says so in its last line.
+ * Measures what the hook costs, beside the shell pipeline that it replaces. Start it from the repository's root, as
+ * test/bench does. What it cannot measure, or not in time, it leaves out, and says so in its last line.
  *
  * <p>A check is a line "Active connections to buildkitd" in the hook's debug log, so the figures include what writing
- * that line costs. The connections are real ones over loopback.
+ * that line costs. The connections are real ones over loopback, of a process that netstat calls buildkitd.
  *
  * <ul>
  * <li>First look: from just before the start until that line is there, asked every 5 ms, with the settings' defaults.
- * <li>CPU per check: user and system time of the hook and of the tools that it started, over a batch of checks of a
- *     hook that is warm, 1 ms apart. After each batch the hook is stopped (SIGSTOP), and a shell runs the bare tool as
- *     often, its output to /dev/null. One hook batch and one bare batch make a pair, and a ratio; minimum, median and
- *     maximum are those of the pairs.
+ * <li>CPU per check: user and system time of a process and of those that it started. In each round the warm hook
+ *     checks again and again for a while and is stopped, then a shell runs the pipeline for a while, and then the bare
+ *     tool. So both ratios compare what ran side by side.
  * <li>Memory: the peak (VmHWM) of the hook's JVM when it is warm. All of them are warmed up at the same time.
- * <li>Growth: VmRSS of one hook after so many checks, 1 ms apart.
  * </ul>
  */
 class Bench {
@@ -47,193 +45,220 @@ class Bench {
     private static final long START = System.nanoTime();
     private static final String LOOKED = "Active connections to buildkitd";
     /** The hook gives up after this long, should this program be killed. */
-    private static final int LONGEST_SECONDS = 200;
-    private static final int PAIRS = 5;
-    private static final int BATCH_MS = 1500;
-
-    private static final List<String> SOURCES = new ArrayList<>();
+    private static final int LONGEST_SECONDS = 300;
+    private static final int BATCH_MS = 700;
+    /** What the hook asks, each with the bare command that costs the same reading. */
+    private static final Map<String, String> SOURCES = new LinkedHashMap<>();
     private static final Map<String, Path> JDKS = Tools.jdks();
     private static final String OWN_JDK = System.getProperty("java.version");
-    /** The peaks, by row of the table and then by source. */
-    private static final Map<String, Map<String, String>> PEAKS = new LinkedHashMap<>();
+    /** The peaks, by row of the table. */
+    private static final Map<String, List<String>> PEAKS = new LinkedHashMap<>();
     private static final Set<String> LEFT_OUT = new LinkedHashSet<>();
-    /** The server's ends of the connections. */
-    private static final List<Socket> OPEN = new ArrayList<>();
+    private static Path directory;
+    /** The two ends of the connections. One process may not open enough files for both. */
+    private static Hook buildkitd;
+    private static Hook clients;
+    private static int port;
     private static int partEnds;
 
     private interface Step {
         void run() throws Exception;
     }
 
-    /** With two arguments it is the other process, that of the clients. */
+    /** With a port it is the clients, with 0 the server. */
     public static void main(String... args) throws IOException {
-        if (args.length == 2) {
-            beClients(Integer.parseInt(args[0]), Integer.parseInt(args[1]));
+        if (args.length > 0) {
+            beEnds(Integer.parseInt(args[0]));
             return;
         }
         Runtime.getRuntime().addShutdownHook(new Thread(
                 () -> ProcessHandle.current().descendants().forEach(ProcessHandle::destroyForcibly)));
-        try (ServerSocket server = new ServerSocket(0, 300, InetAddress.getLoopbackAddress())) {
-            // After these seconds each part begins nothing new, so that all is over after 4 minutes on a busy machine.
-            part(30, "the machine", Bench::machine);
-            part(30, "the first look", () -> firstLooks(server.getLocalPort()));
-            part(85, "1 connection", () -> steady(server, 1, 300, true));
-            part(95, "200 connections", () -> steady(server, 200, 300, false));
-            part(170, "10,000 connections", () -> steady(server, 10_000, 100, true));
-            part(230, "growth", () -> growth(server.getLocalPort()));
-        }
-        part(240, "memory", Bench::memory);
-        print("");
-        print("Left out: " + (LEFT_OUT.isEmpty() ? "nothing" : String.join("; ", LEFT_OUT)) + ". Took "
-                + (System.nanoTime() - START) / 1_000_000_000 + " s.");
+        // After these seconds each part begins nothing new, so that all is over after 4 minutes on a busy machine.
+        part(20, "the machine", Bench::prepare);
+        part(40, "the first look", Bench::firstLooks);
+        print("%n%-44s%8s%10s%7s%16s%7s%7s", "CPU per check, ms, medians", "hook", "pipeline", "ratio", "(min to max)",
+                "bare", "ratio");
+        part(85, "quiet", () -> steady(0, 300, 5));
+        part(130, "1 connection", () -> steady(1, 300, 5));
+        part(150, "200 connections", () -> steady(200, 300, 0));
+        part(225, "10,000 connections", () -> steady(10_000, 50, 3));
+        part(240, "the sidecar", Bench::sidecars);
+        print("%npipeline: %s", pipeline());
+        print("bare: %s", String.join("; ", SOURCES.values()));
+        print("%n%-44s%8s%8s%8s", "Peak memory (VmHWM), MiB", "netstat", "ss", "procfs");
+        PEAKS.forEach((row, peaks) -> print("%-44s%s", row, String.join("", peaks)));
+        print("%nLeft out: %s. Took %d s.", LEFT_OUT.isEmpty() ? "nothing" : String.join("; ", LEFT_OUT), seconds());
+        Hook.run(List.of("rm", "-r", directory.toString()), Map.of()).exitCode();
     }
 
     // ---- What is measured ------------------------------------------------------------------------------------------
 
-    private static void machine() throws IOException {
+    private static void prepare() throws IOException {
+        directory = Files.createTempDirectory("buildkit-prestop-bench");
         for (String tool : List.of("netstat", "ss")) {
-            step(tool, () -> SOURCES.add(Tools.require(tool).getFileName().toString()));
+            step(tool, () -> {
+                Tools.only(directory.resolve(tool), Map.of(tool, Tools.require(tool)));
+                SOURCES.put(tool, tool + " -tanx");
+            });
         }
-        SOURCES.add("procfs");
-        print(Runtime.getRuntime().availableProcessors() + " cores, Linux " + System.getProperty("os.version")
-                + ", JDK " + OWN_JDK + ", " + firstLine("/proc/sys/net/ipv4/tcp_ehash_entries")
-                + " buckets in the kernel's table of TCP");
-        print("JVM options: " + String.join(" ", Hook.directive("JAVA_OPTIONS")));
+        Tools.only(directory.resolve("procfs"), Map.of());
+        SOURCES.put("procfs", "cat /proc/net/tcp /proc/net/tcp6 /proc/net/unix");
+        buildkitd = startEnds(Files.createSymbolicLink(directory.resolve("buildkitd"), java(OWN_JDK)));
+        port = Integer.parseInt(buildkitd.out().get(0));
+        clients = startEnds(java(OWN_JDK));
+        print("%d cores, load %s, %d processes, Linux %s, JDK %s, %s buckets in the kernel's table of TCP",
+                Runtime.getRuntime().availableProcessors(), firstLine("/proc/loadavg").split(" ")[0],
+                ProcessHandle.allProcesses().count(), System.getProperty("os.version"), OWN_JDK,
+                firstLine("/proc/sys/net/ipv4/tcp_ehash_entries"));
+        print("JVM options: %s", String.join(" ", Hook.directive("JAVA_OPTIONS")));
     }
 
-    private static void firstLooks(int port) {
-        title("From exec to the first look, s", "all");
-        firstLook("jar", 11, Hook.javaCommand(), port);
-        firstLook("JBang, warm cache", 7, List.of("test/jbang", "run", Hook.SCRIPT.toString()), port);
+    private static void firstLooks() {
+        print("%n%-44s%8s%8s%8s", "From exec to the first look, s", "min", "median", "max");
+        firstLook("jar", 11, Hook.javaCommand());
+        firstLook("JBang, warm cache", 7, List.of("test/jbang", "run", Hook.SCRIPT.toString()));
     }
 
-    private static void firstLook(String name, int runs, List<String> command, int port) {
+    private static void firstLook(String name, int runs, List<String> command) {
         List<Double> seconds = new ArrayList<>();
         for (int i = 0; i < runs; i++) {
             step(name, () -> {
-                try (Hook hook = Hook.run(command, settings(port))) {
+                try (Hook hook = Hook.run(command, settings())) {
                     awaitLooks(hook, 1);
                     seconds.add(hook.age().toNanos() / 1e9);
                 }
             });
         }
-        row(name + ", " + seconds.size() + " runs", seconds);
+        print("%-44s%8.2f%8.2f%8.2f", name + ", " + seconds.size() + " runs", at(seconds, 0), at(seconds, 0.5),
+                at(seconds, 1));
     }
 
-    /** Measures the hooks with so many connections, first those of this JDK and then, their memory only, the others. */
-    private static void steady(ServerSocket server, int connections, int checks, boolean compare) throws IOException {
-        connect(server, connections);
-        String with = String.format(Locale.ROOT, "%,d connection%s", connections, connections == 1 ? "" : "s");
-        if (compare) {
-            title("CPU per check, ms, with " + with, "hook", "bare tool", "ratio");
-        }
+    /** Measures hooks with so many connections: first those of this JDK and then, their memory only, the others. */
+    private static void steady(int connections, int checks, int rounds) throws IOException {
+        connect(connections);
+        String with = connections == 0 ? "quiet" : String.format(Locale.ROOT, "%,d busy", connections);
         for (String jdk : JDKS.keySet()) {
             Map<String, Hook> hooks = new LinkedHashMap<>();
-            Map<String, String> peaks = new HashMap<>();
-            SOURCES.forEach(source -> hooks.put(source, start(jdk, source, server.getLocalPort())));
+            // The hook asks the tool that it finds, and procfs if that sees nobody or there is none.
+            SOURCES.keySet().forEach(source -> hooks.put(source, Hook.run(command(jdk), settings("PATH",
+                    directory.resolve(source), "CHECK_FREQUENCY_MS", 1,
+                    "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", LONGEST_SECONDS))));
             hooks.forEach((source, hook) -> step(with + ", JDK " + jdk + ", " + source, () -> {
                 awaitLooks(hook, checks);
-                peaks.put(source, mib(hook, "VmHWM"));
+                peak(with + ", JDK " + jdk, hook);
                 signal(hook, "STOP");
             }));
             hooks.forEach((source, hook) -> {
-                if (compare && jdk.equals(OWN_JDK) && peaks.containsKey(source)) {
-                    step("CPU per check, " + with + ", " + source, () -> compare(source, hook));
+                if (rounds > 0 && jdk.equals(OWN_JDK)) {
+                    String also = connections > 0 || source.equals("procfs") ? "" : ", then procfs";
+                    step("CPU per check, " + with + ", " + source,
+                            () -> compare(with + ": " + source + also, source, hook, rounds));
                 }
                 hook.close();
             });
-            PEAKS.put(with + ", JDK " + jdk, peaks);
         }
     }
 
-    private static void compare(String source, Hook hook) throws IOException {
-        String tool = switch (source) {
-            case "netstat" -> "netstat -tanx";
-            case "ss" -> "ss -tanx";
-            default -> "cat /proc/net/tcp /proc/net/tcp6 /proc/net/unix";
-        };
-        String stat = "/proc/" + hook.process().pid() + "/stat";
+    private static void compare(String name, String source, Hook hook, int rounds) throws IOException {
         List<Double> hooks = new ArrayList<>();
-        List<Double> bare = new ArrayList<>();
-        List<Double> ratios = new ArrayList<>();
-        try {
-            while (ratios.size() < PAIRS) {
-                signal(hook, "CONT");
-                awaitLooks(hook, looks(hook) + 3); // the check that the stop fell into is none to measure
-                int before = looks(hook);
-                double ticks = -ticks(firstLine(stat), 11);
-                Hook.pause(BATCH_MS);
-                awaitLooks(hook, looks(hook) + 1); // up to the end of a check
-                int checks = looks(hook) - before;
-                ticks += ticks(firstLine(stat), 11);
-                signal(hook, "STOP");
-                double bareTicks = bareTicks(tool, checks);
-                hooks.add(ticks * 10 / checks); // a tick is 10 ms
-                bare.add(bareTicks * 10 / checks);
-                ratios.add(ticks / bareTicks);
-            }
-        } finally {
-            row(source + " | " + tool.replace("/proc/net/", ""), hooks, bare, ratios);
+        List<Double> pipelines = new ArrayList<>();
+        List<Double> bares = new ArrayList<>();
+        List<Double> toPipeline = new ArrayList<>();
+        List<Double> toBare = new ArrayList<>();
+        for (int i = 0; i < rounds; i++) {
+            hooks.add(msPerCheck(hook));
+            pipelines.add(msPerRun(pipeline()));
+            bares.add(msPerRun(SOURCES.get(source)));
+            toPipeline.add(hooks.get(i) / pipelines.get(i));
+            toBare.add(hooks.get(i) / bares.get(i));
         }
+        print("%-44s%8.2f%10.2f%7.2f%16s%7.2f%7.2f", name, at(hooks, 0.5), at(pipelines, 0.5), at(toPipeline, 0.5),
+                String.format(Locale.ROOT, "(%.2f to %.2f)", at(toPipeline, 0), at(toPipeline, 1)), at(bares, 0.5),
+                at(toBare, 0.5));
     }
 
-    private static void growth(int port) throws IOException {
-        for (Socket socket : OPEN.subList(1, OPEN.size())) {
-            socket.close();
-        }
-        String source = SOURCES.contains("ss") ? "ss" : "procfs";
-        StringBuilder line = new StringBuilder("VmRSS, MiB, " + source + ", 1 connection, after this many checks:");
-        try (Hook hook = start(OWN_JDK, source, port)) {
-            for (int checks : List.of(100, 1000, 3000, 10_000)) {
-                awaitLooks(hook, checks);
-                line.append(String.format(Locale.ROOT, "  %,d: %s", checks, mib(hook, "VmRSS")));
-            }
-        } finally {
-            print("");
-            print(line.toString());
-        }
+    /** What people ran before there was this hook. */
+    private static String pipeline() {
+        return "netstat -tnp 2>/dev/null | grep buildkitd | grep :" + port + " | grep -c ESTABLISHED";
     }
 
-    private static void memory() {
-        print("");
-        cells("Peak memory (VmHWM) of the warm hook, MiB", SOURCES);
-        PEAKS.forEach((row, peaks) -> cells(row,
-                SOURCES.stream().map(source -> peaks.getOrDefault(source, "-")).toList()));
+    /** One that nobody has asked yet, and after a busy drain. */
+    private static void sidecars() throws IOException {
+        for (String jdk : JDKS.keySet()) {
+            connect(1);
+            Path fifo = directory.resolve("fifo");
+            List<String> command = command(jdk);
+            command.addAll(List.of("--sidecar", fifo.toString()));
+            step("sidecar, JDK " + jdk, () -> {
+                try (Hook sidecar = Hook.run(command, settings("CHECK_FREQUENCY_MS", 1,
+                        "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0))) {
+                    sidecar.awaitLog("Ready");
+                    peak("sidecar idle, JDK " + jdk, sidecar);
+                    Hook reader = Hook.run(List.of("sh", "-c", "read quiet <" + fifo), Map.of());
+                    awaitLooks(sidecar, 300);
+                    connect(0);
+                    reader.exitCode();
+                    peak("sidecar after a drain, JDK " + jdk, sidecar);
+                }
+                Files.deleteIfExists(fifo);
+            });
+        }
     }
 
     // ---- How it is measured ----------------------------------------------------------------------------------------
 
-    /** Opens connections until there are so many. One process may not open enough files for both their ends. */
-    private static void connect(ServerSocket server, int count) throws IOException {
-        Hook.run(List.of(JDKS.get(OWN_JDK).resolve("bin/java").toString(), "-cp", System.getProperty("java.class.path"),
-                "Bench", "" + server.getLocalPort(), "" + (count - OPEN.size())), Map.of());
-        server.setSoTimeout(10_000);
-        while (OPEN.size() < count) {
-            Socket accepted = server.accept();
-            accepted.setSoLinger(true, 0); // its end is a reset, which leaves nothing in the kernel's table
-            OPEN.add(accepted);
+    private static Hook startEnds(Path java) {
+        Hook ends = Hook.run(List.of(java.toString(), "-cp", System.getProperty("java.class.path"), "Bench", "" + port),
+                Map.of());
+        Hook.waitUntil("the other process answers", () -> ends.out().size() == 1);
+        return ends;
+    }
+
+    /** The other processes: each has as many ends of connections as the latest line of its input says. */
+    private static void beEnds(int port) throws IOException {
+        InetAddress address = InetAddress.getLoopbackAddress();
+        Deque<Socket> open = new ArrayDeque<>();
+        try (ServerSocket server = new ServerSocket(0, 300, address);
+                BufferedReader in = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.US_ASCII))) {
+            print("%d", server.getLocalPort());
+            for (String line; (line = in.readLine()) != null; print("%s", line)) {
+                int ends = Integer.parseInt(line);
+                while (open.size() < ends) {
+                    open.push(port == 0 ? server.accept() : new Socket(address, port));
+                }
+                while (open.size() > ends) {
+                    open.peek().setSoLinger(true, 0); // its end is a reset, which leaves nothing in the kernel's table
+                    open.pop().close();
+                }
+            }
         }
     }
 
-    private static void beClients(int port, int count) throws IOException {
-        List<Socket> open = new ArrayList<>();
-        for (int i = 0; i < count; i++) {
-            open.add(new Socket(InetAddress.getLoopbackAddress(), port));
+    private static void connect(int connections) throws IOException {
+        int answers = clients.out().size() + 1;
+        for (Hook ends : List.of(clients, buildkitd)) {
+            ends.process().getOutputStream().write((connections + "\n").getBytes(StandardCharsets.US_ASCII));
+            ends.process().getOutputStream().flush();
         }
-        System.in.read(); // it ends with the process that started this one
+        Hook.waitUntil("there are " + connections + " connections",
+                () -> clients.out().size() == answers && buildkitd.out().size() == answers);
     }
 
-    private static Map<String, String> settings(int port, Object... more) {
-        Map<String, String> env = Hook.env(more);
-        env.putAll(Hook.env("BUILDKITD_PORT", port, "DEBUG", 1, "MAX_WAIT_SECONDS", LONGEST_SECONDS, "HOME",
-                Tools.HOME, "JBANG_DIR", Tools.JBANG_DIR, "JAVA_HOME", System.getProperty("java.home")));
-        return env;
+    private static Path java(String jdk) {
+        return JDKS.get(jdk).resolve("bin/java");
     }
 
-    private static Hook start(String jdk, String source, int port) {
+    private static List<String> command(String jdk) {
         List<String> command = new ArrayList<>(Hook.javaCommand());
-        command.set(0, JDKS.get(jdk).resolve("bin/java").toString());
-        return Hook.run(command, settings(port, "CONNECTION_SOURCE", source, "CHECK_FREQUENCY_MS", 1));
+        command.set(0, java(jdk).toString());
+        return command;
+    }
+
+    private static Map<String, String> settings(Object... more) {
+        Map<String, String> env = Hook.env("BUILDKITD_PORT", port, "DEBUG", 1, "MAX_WAIT_SECONDS", LONGEST_SECONDS,
+                "HOME", Tools.HOME, "JBANG_DIR", Tools.JBANG_DIR, "JAVA_HOME", System.getProperty("java.home"));
+        env.putAll(Hook.env(more));
+        return env;
     }
 
     private static void awaitLooks(Hook hook, int count) {
@@ -241,7 +266,7 @@ class Bench {
             if (!hook.process().isAlive()) {
                 throw new IllegalStateException("it ended: " + hook.err().stream().findFirst().orElse(""));
             }
-            if (secondsLeft() <= 0) {
+            if (seconds() >= partEnds) {
                 throw new IllegalStateException("no time left after " + looks(hook) + " checks");
             }
             Hook.pause(5);
@@ -256,26 +281,43 @@ class Bench {
         return (int) hook.err().stream().filter(line -> line.contains(LOOKED)).count();
     }
 
-    /** The CPU time of the bare tool, run so often. */
-    private static double bareTicks(String tool, int times) {
-        try (Hook shell = Hook.run(List.of("sh", "-c", "i=0; while [ $i -lt " + times + " ]; do " + tool
-                + " >/dev/null; i=$((i+1)); done; cat /proc/$$/stat"), Map.of())) {
+    /** The CPU time of the hook's checks, which is stopped before and after. */
+    private static double msPerCheck(Hook hook) throws IOException {
+        String stat = "/proc/" + hook.process().pid() + "/stat";
+        signal(hook, "CONT");
+        awaitLooks(hook, looks(hook) + 3); // the check that the stop fell into is none to measure
+        int before = looks(hook);
+        double ms = -cpuMs(firstLine(stat));
+        Hook.pause(BATCH_MS);
+        awaitLooks(hook, looks(hook) + 1); // up to the end of a check
+        int checks = looks(hook) - before;
+        ms += cpuMs(firstLine(stat));
+        signal(hook, "STOP");
+        return ms / checks;
+    }
+
+    /** The CPU time of a shell that runs the command again and again until it is told to stop. */
+    private static double msPerRun(String command) {
+        try (Hook shell = Hook.run(List.of("sh", "-c", "trap last=1 TERM; i=0; while [ -z \"$last\" ]; do " + command
+                + " >/dev/null; i=$((i+1)); done; echo $i; cat /proc/$$/stat"), Map.of())) {
+            Hook.pause(BATCH_MS);
+            shell.process().toHandle().destroy(); // which, unlike that of Process, leaves its output open
             shell.exitCode();
-            return ticks(shell.out().get(0), 13); // not that of the shell itself
+            return cpuMs(shell.out().get(1)) / Integer.parseInt(shell.out().get(0));
         }
     }
 
-    /** The sum of the fields from the first one to cstime of /proc/PID/stat, counted from the state, see proc(5). */
-    private static double ticks(String stat, int first) {
+    /** From utime to cstime of /proc/PID/stat, see proc(5); a tick is 10 ms. */
+    private static double cpuMs(String stat) {
         return Stream.of(stat.substring(stat.lastIndexOf(')') + 2).split(" "))
-                .limit(15).skip(first).mapToLong(Long::parseLong).sum();
+                .limit(15).skip(11).mapToLong(Long::parseLong).sum() * 10;
     }
 
-    /** A figure in kB of /proc/PID/status, in MiB. */
-    private static String mib(Hook hook, String name) throws IOException {
+    private static void peak(String row, Hook hook) throws IOException {
         try (Stream<String> lines = Files.lines(Path.of("/proc/" + hook.process().pid() + "/status"))) {
-            return lines.filter(line -> line.startsWith(name + ":")).map(line -> line.replaceAll("\\D", ""))
-                    .map(kb -> String.format(Locale.ROOT, "%.1f", Long.parseLong(kb) / 1024.0)).findFirst().orElse("-");
+            String kb = lines.filter(line -> line.startsWith("VmHWM:")).findFirst().orElse("0").replaceAll("\\D", "");
+            PEAKS.computeIfAbsent(row, name -> new ArrayList<>())
+                    .add(String.format(Locale.ROOT, "%8.1f", Long.parseLong(kb) / 1024.0));
         }
     }
 
@@ -286,12 +328,10 @@ class Bench {
     }
 
     private static void signal(Hook hook, String name) {
-        try (Hook kill = Hook.run(List.of("sh", "-c", "kill -" + name + " " + hook.process().pid()), Map.of())) {
-            kill.exitCode();
-        }
+        Hook.run(List.of("sh", "-c", "kill -" + name + " " + hook.process().pid()), Map.of()).exitCode();
     }
 
-    // ---- Time, and what is left out --------------------------------------------------------------------------------
+    // ---- Time, what is left out, and the table ---------------------------------------------------------------------
 
     private static void part(int untilSecond, String name, Step part) {
         partEnds = untilSecond;
@@ -301,7 +341,7 @@ class Bench {
     /** Does it, if there is time. An error fails nothing but this step. */
     private static void step(String name, Step step) {
         try {
-            if (secondsLeft() <= 0) {
+            if (seconds() >= partEnds) {
                 throw new IllegalStateException("no time left");
             }
             step.run();
@@ -310,37 +350,17 @@ class Bench {
         }
     }
 
-    private static long secondsLeft() {
-        return partEnds - (System.nanoTime() - START) / 1_000_000_000;
+    private static long seconds() {
+        return (System.nanoTime() - START) / 1_000_000_000;
     }
 
-    // ---- The table -------------------------------------------------------------------------------------------------
-
-    /** The heading of columns for the minimum, median and maximum of each group. */
-    private static void title(String name, String... groups) {
-        print("");
-        if (groups.length > 1) {
-            print(" ".repeat(44) + Stream.of(groups).map(group -> String.format("%24s", group)).collect(joining()));
-        }
-        cells(name, Stream.of(groups).flatMap(group -> Stream.of("min", "median", "max")).toList());
+    /** The value at this part of the way from the least to the greatest. */
+    private static double at(List<Double> values, double part) {
+        return values.isEmpty() ? Double.NaN : values.stream().sorted().toList()
+                .get((int) Math.round(part * (values.size() - 1)));
     }
 
-    @SafeVarargs
-    private static void row(String name, List<Double>... groups) {
-        cells(name, Stream.of(groups).flatMap(group -> {
-            List<Double> sorted = group.stream().sorted().toList();
-            int n = sorted.size();
-            return n == 0 ? Stream.of("-", "-", "-") : Stream.of(sorted.get(0),
-                    (sorted.get((n - 1) / 2) + sorted.get(n / 2)) / 2, sorted.get(n - 1))
-                    .map(value -> String.format(Locale.ROOT, "%.2f", value));
-        }).toList());
-    }
-
-    private static void cells(String name, List<String> cells) {
-        print(String.format("%-44s", name) + cells.stream().map(cell -> String.format("%8s", cell)).collect(joining()));
-    }
-
-    private static void print(String line) {
-        System.out.println(line);
+    private static void print(String format, Object... values) {
+        System.out.println(String.format(Locale.ROOT, format, values));
     }
 }
