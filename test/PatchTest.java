@@ -153,13 +153,17 @@ class PatchTest {
                 .filter(text -> text.contains("jsonpath=")).findFirst().orElseThrow();
         String template = check.substring(check.indexOf("jsonpath='"), check.lastIndexOf("'")).replace("'", "");
         String patch = DocsTest.saved("baked.yaml");
-        assertThat(patched(PRIVILEGED, patch, "-o", template).strip()).isEqualTo("""
-                3600 buildkitd
-                {"exec":{"command":["buildkit-prestop"]}}""");
-        assertThat(patched(OF_ANOTHER_NAME, patch, "-o", template)).startsWith("3600 buildkitd builder\n");
+        assertThat(shown(PRIVILEGED, patch, template)).isEqualTo(
+                "3600 buildkitd {\"exec\":{\"command\":[\"buildkit-prestop\"]}}");
+        assertThat(shown(PRIVILEGED, DocsTest.saved("prestop.yaml"), template)).startsWith("3600 prestop buildkitd {");
+        assertThat(shown(OF_ANOTHER_NAME, patch, template)).startsWith("3600 buildkitd builder {");
+        assertThat(shown(PRIVILEGED, "spec: {replicas: 1}", template)).isEqualTo("buildkitd");
         assertThat(patched(OF_ANOTHER_NAME, DocsTest.saved("prestop.yaml"), "-o", "jsonpath={..containers[*].image}"))
                 .as("the API refuses a container without an image").isEqualTo("moby/buildkit:master\n");
-        assertThat(patched(PRIVILEGED, "spec: {replicas: 1}", "-o", template).strip()).isEqualTo("buildkitd");
+    }
+
+    private String shown(String manifest, String patch, String template) throws IOException {
+        return patched(manifest, patch, "-o", template).strip().replaceAll("\\s+", " ");
     }
 
     /** The patch is in it, and so is all of the manifest that the patch does not speak of, probes above all. */
@@ -339,7 +343,9 @@ class PatchTest {
                 """.formatted(temp, builds));
         String block = DocsTest.blocks("sh").stream().map(DocsTest.Block::text)
                 .filter(text -> text.contains("kubectl delete")).findFirst().orElseThrow();
-        assertThat(start("dash", Files.writeString(temp.resolve("block"), block)).exitCode()).isZero();
+        Hook shell = start("dash", Files.writeString(temp.resolve("block"), block));
+        assertThat(shell.exitCode() == 0).isEqualTo(deletes);
+        assertThat(shell.out().contains("The build ended well.")).isEqualTo(deletes);
         assertThat(calls().stream().filter(call -> call.contains(" delete "))).hasSize(deletes ? 1 : 0)
                 .allMatch(call -> call.equals("kubectl delete pod/first --wait=false"));
     }
