@@ -151,7 +151,7 @@ class BuildTest {
     }
 
     /** How a build may end but for well: it fails, or its client gets SIGINT or SIGKILL. */
-    enum End { FAILED, INT, KILL }
+    enum End { ERROR, INT, KILL }
 
     static Stream<Arguments> waysAndEnds() {
         return ways().flatMap(way -> Stream.of(End.values()).map(end -> Arguments.of(way, end)));
@@ -163,7 +163,7 @@ class BuildTest {
         try (Dockerd.Address address = way.dockerd.takeAddress(); Build build = Build.start(address, way.over);
                 Drain drain = Drain.start(address)) {
             drain.awaitChecks(CHECKS_NEEDED + 5, true); // without the build it would have left
-            int code = end == End.FAILED ? build.finish(1) : build.signal(end.name());
+            int code = end == End.ERROR ? build.finish(1) : build.signal(end.name());
             assertThat(code).isNotZero();
             drain.assertLeftAfter(build);
             build.gate.awaitStepStopped(); // as BuildKit does with a build whose client has gone
