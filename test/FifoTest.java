@@ -270,14 +270,15 @@ class FifoTest {
         return hook;
     }
 
-    /** As the startup probe does. */
+    /** As the startup probe does. Its mode comes a moment later. */
     private void awaitFifo() {
-        Hook.waitUntil(fifo + " is there", () -> Files.exists(fifo));
-        try {
-            assertThat(Files.getPosixFilePermissions(fifo)).isEqualTo(PosixFilePermissions.fromString("rw-rw-rw-"));
-        } catch (IOException e) {
-            throw new AssertionError(e);
-        }
+        Hook.waitUntil(fifo + " is there, for every user", () -> {
+            try {
+                return Files.getPosixFilePermissions(fifo).equals(PosixFilePermissions.fromString("rw-rw-rw-"));
+            } catch (IOException e) {
+                return false;
+            }
+        });
     }
 
     private static void awaitDrain(Hook sidecar, int number) {
