@@ -446,7 +446,8 @@ class ParserTest {
                             ? "tcp ESTAB 0 0 192.0.2.10:9 " : row.substring(0, row.indexOf(established(source)))
                                     .replace(":1234", ":9").replace(":04D2", ":0009"), row)),
                     Map.entry("a state that is no word", table(source, source == Source.ss
-                            ? row.replace("ESTAB", "ESTAB?") : row.replace(" " + established(source), " " + established(source) + "?"))),
+                            ? row.replace("ESTAB", "ESTAB?")
+                            : row.replace(" " + established(source), " " + established(source) + "?"))),
                     Map.entry("an address without a port",
                             table(source, row.replace(":1234", "").replace(":04D2", ""))),
                     Map.entry("a peer without a port", table(source, row.replace(":41234", "").replace(":A112", ""))),
