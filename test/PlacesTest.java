@@ -437,7 +437,8 @@ class PlacesTest {
         try (Hook hook = Hook.startWith(wrapper, env)) {
             Hook.waitUntil("the tool hangs", () -> pids.toFile().length() > 0);
             long start = System.nanoTime();
-            new ProcessBuilder("kill", "-" + signal, "" + hook.process().pid()).inheritIO().start().waitFor();
+            new ProcessBuilder("sh", "-c", "kill -" + signal + " " + hook.process().pid()).inheritIO().start()
+                    .waitFor();
             assertThat(hook.exitCode()).isEqualTo(exitCode);
             assertThat(System.nanoTime() - start).isLessThan(4_000_000_000L); // the limit for tools is 5 s
             for (String pid : Files.readString(pids).strip().split(" ")) {
