@@ -55,7 +55,7 @@ class FifoTest {
             assertThat(reader.exitCode()).isZero();
             assertThat(reader.out()).containsExactly("quiet");
             awaitFifo();
-            assertThat(sidecar.messages("info").stream().filter(line -> line.contains(QUIET))).hasSize(drain);
+            awaitLines(sidecar, "info", QUIET, drain);
         }
         assertThat(sidecar.messages("warning")).isEmpty();
     }
@@ -137,8 +137,7 @@ class FifoTest {
             assertThat(reader.exitCode()).isZero();
             assertThat(reader.out()).containsExactly("gave up");
             assertThat(reader.age().toMillis()).isGreaterThan(1900);
-            assertThat(sidecar.messages("warning")).hasSize(drain)
-                    .allMatch(line -> line.contains("Giving up after MAX_WAIT_SECONDS, 2 s: 1 connection"));
+            awaitLines(sidecar, "warning", "Giving up after MAX_WAIT_SECONDS, 2 s: 1 connection", drain);
             awaitFifo();
         }
         build.close();
@@ -282,8 +281,13 @@ class FifoTest {
     }
 
     private static void awaitDrain(Hook sidecar, int number) {
-        Hook.waitUntil("drain " + number + " begins", () -> sidecar.messages("info").stream()
-                .filter(line -> line.contains("Waiting for build processes")).count() == number);
+        awaitLines(sidecar, "info", "Waiting for build processes", number);
+    }
+
+    /** Waits until just so many lines of this level hold the text: the log comes a moment after what it tells of. */
+    private static void awaitLines(Hook sidecar, String level, String text, int number) {
+        Hook.waitUntil(number + " lines say: " + text, () -> sidecar.messages(level).stream()
+                .filter(line -> line.contains(text)).count() == number);
     }
 
     private static long cpuTicks(Hook hook) throws IOException {
