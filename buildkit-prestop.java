@@ -129,7 +129,7 @@ class BuildkitPrestop implements Callable<Integer> {
 
         private final Sockets sockets = new Sockets(BuildkitPrestop.this);
         private final long start = System.nanoTime();
-        private String seen; // by the last look, in words
+        private String seen = "nothing is known"; // by the last look, in words
         private String reported; // the state that was logged last
         private long reportedMs;
 
