@@ -9,9 +9,7 @@
 // counts these connections again and again, and exits 0 once there was none for a while, the quiet time. That somebody
 // is connected it believes of whoever says so: netstat, ss or procfs. That nobody is, it believes of the kernel's own
 // tables alone (or of the source that the user named), and only if they show that buildkitd listens. All else is
-// unknown, and unknown is not quiet.
-//
-// It cannot see clients outside of the pod that came over a shared socket file: Linux lists those elsewhere.
+// unknown, and unknown is not quiet. It cannot see clients outside of the pod that came over a shared socket file.
 
 //JAVA 17+
 //DEPS info.picocli:picocli:4.7.7
@@ -41,17 +39,13 @@ import picocli.CommandLine;
 import picocli.CommandLine.*;
 
 @Command(name = "buildkit-prestop", version = "buildkit-prestop 1.0.0", mixinStandardHelpOptions = true,
-        sortOptions = false, showDefaultValues = true,
+        sortOptions = false, showDefaultValues = true, exitCodeListHeading = "%nExit codes:%n",
         description = "Waits until no client has been connected to buildkitd for a while.",
-        exitCodeListHeading = "%nExit codes:%n",
         exitCodeList = {"0:quiet long enough (--once: could look)", "1:--once could not look", "2:bad command line",
             "124:gave up at MAX_WAIT_SECONDS"},
         footer = {"", "A flag wins over the environment. A bad flag ends the command. A bad value",
             "in the environment is logged, and the default is used."})
 class BuildkitPrestop implements Callable<Integer> {
-
-    // The environment variable of a setting is the word in brackets at the end of its description, but for DEBUG.
-
     @Option(names = "--port", defaultValue = "1234", paramLabel = "PORT", converter = Port.class,
             description = "port that buildkitd listens on, 1 to 65535 (BUILDKITD_PORT)") int port;
     @Option(names = "--socket", defaultValue = "buildkitd.sock", paramLabel = "PATH",
@@ -72,17 +66,16 @@ class BuildkitPrestop implements Callable<Integer> {
             description = "put before each message; empty: no prefix (LOG_PREFIX)") String logPrefix;
     @Option(names = "--debug", description = "log every check (DEBUG: any value that is not empty)") boolean debug;
     @Option(names = "--sidecar", paramLabel = "FIFO",
-            description = "stay, and serve the readers of this FIFO: each gets a line when its wait is over")
-    Path sidecar;
+            description = "stay, and serve readers of this FIFO: each gets a line when its wait is over") Path sidecar;
     @Option(names = "--once", description = "look once, print the number of active connections, exit") boolean once;
+
+    static final int OK = 0, COULD_NOT_LOOK = 1, BAD_COMMAND_LINE = 2, GAVE_UP = 124; // the last as timeout(1) does
+    private static final Pattern VARIABLE = Pattern.compile(".*\\(([A-Z_]+)\\)"); // at the end of a description
 
     boolean portIsNamed, socketIsNamed; // by the user, not by default
     Log log;
     private final List<String> badEnvironment = new ArrayList<>();
     @Spec private Model.CommandSpec spec;
-
-    static final int OK = 0, COULD_NOT_LOOK = 1, BAD_COMMAND_LINE = 2, GAVE_UP = 124; // the last as timeout(1) does
-    static final Pattern VARIABLE = Pattern.compile(".*\\(([A-Z_]+)\\)");
 
     public static void main(String... args) {
         Runtime.getRuntime().addShutdownHook(new Thread(Tool::endAll));
@@ -95,8 +88,7 @@ class BuildkitPrestop implements Callable<Integer> {
         System.exit(command.execute(hook.withEnvironment(command, args)));
     }
 
-    @Override
-    public Integer call() throws InterruptedException {
+    @Override public Integer call() throws InterruptedException {
         // Nobody sees a hook's own stderr; what PID 1 writes there is what kubectl logs shows. --once has a terminal.
         log = new Log(logFormat, logPrefix, System.getenv("KUBERNETES_SERVICE_HOST") != null && !once);
         badEnvironment.forEach(message -> log.add("warning", message));
@@ -115,7 +107,7 @@ class BuildkitPrestop implements Callable<Integer> {
     private int printCount() {
         Sockets sockets = new Sockets(this);
         try {
-            System.out.println(sockets.look().count());
+            System.out.println(sockets.askAll().count());
             return OK;
         } catch (IOException e) {
             log.add("warning", sockets.describe(e) + ".");
@@ -126,7 +118,6 @@ class BuildkitPrestop implements Callable<Integer> {
     /** One wait, from its first look to its end. */
     class Drain {
         private static final long SIGN_OF_LIFE_MS = 60_000;
-
         private final Sockets sockets = new Sockets(BuildkitPrestop.this);
         private final long start = System.nanoTime();
         private String seen = "nothing is known"; // by the last look, in words
@@ -141,7 +132,8 @@ class BuildkitPrestop implements Callable<Integer> {
             long quietChecks = 0;
             long lastOtherMs = 0; // when it was last not quiet, or the start
             while (true) {
-                boolean quiet = isQuiet();
+                // While it stays quiet the judge is enough, and cheaper. The last look before the end is one of all.
+                boolean quiet = isQuiet(quietChecks == 0 || quietChecks + 1 >= checksNeeded);
                 quietChecks = quiet ? quietChecks + 1 : 0;
                 lastOtherMs = quiet ? lastOtherMs : waitedMs();
                 // The checks alone are not enough: with the one at the start they take one sleep less.
@@ -158,17 +150,17 @@ class BuildkitPrestop implements Callable<Integer> {
             }
         }
 
-        private boolean isQuiet() {
+        private boolean isQuiet(boolean askAll) {
             try {
-                return lookAndReport();
+                return lookAndReport(askAll);
             } catch (Throwable e) {
                 return false; // whatever it is, nobody knows then who is connected
             }
         }
 
-        private boolean lookAndReport() {
+        private boolean lookAndReport(boolean askAll) {
             try {
-                Look look = sockets.look();
+                Look look = askAll ? sockets.askAll() : sockets.askJudge();
                 seen = sockets.describe(look);
                 report("info", look.tcp().size() + " " + look.unix().size(), look.count());
                 return look.count() == 0;
@@ -181,9 +173,7 @@ class BuildkitPrestop implements Callable<Integer> {
 
         /** Logs what was seen when the state is new, and once a minute as a sign of life. */
         private void report(String level, String state, Object count) {
-            if (debug) {
-                log.add("debug", "Active connections to buildkitd: " + count);
-            }
+            if (debug) { log.add("debug", "Active connections to buildkitd: " + count); }
             long waitedMs = waitedMs();
             boolean nextCheckIsTooLate = waitedMs + checkFrequencyMs > reportedMs + SIGN_OF_LIFE_MS;
             if (!state.equals(reported) || nextCheckIsTooLate) {
@@ -202,14 +192,10 @@ class BuildkitPrestop implements Callable<Integer> {
         for (Model.OptionSpec option : command.getCommandSpec().options()) {
             Matcher variable = VARIABLE.matcher(String.join("", option.description()));
             String flag = option.longestName();
-            if (!variable.matches() || Stream.of(args).anyMatch(arg -> arg.startsWith(flag))) {
-                continue;
-            }
+            if (!variable.matches() || Stream.of(args).anyMatch(arg -> arg.startsWith(flag))) { continue; }
             String value = System.getenv(variable.group(1));
             // BUILDKITD_PORT=tcp://... is set by Kubernetes itself, where there is a Service named buildkitd.
-            if (value == null || flag.equals("--port") && value.startsWith("tcp://")) {
-                continue;
-            }
+            if (value == null || flag.equals("--port") && value.startsWith("tcp://")) { continue; }
             try {
                 command.parseArgs(flag + "=" + value); // on trial
             } catch (ParameterException e) {
@@ -223,16 +209,11 @@ class BuildkitPrestop implements Callable<Integer> {
     }
 
     static class WholeNumber implements ITypeConverter<Integer> {
-        private final int least;
-        private final int most;
+        private final int least, most;
 
-        WholeNumber(int least, int most) {
-            this.least = least;
-            this.most = most;
-        }
+        WholeNumber(int least, int most) { this.least = least; this.most = most; }
 
-        @Override
-        public Integer convert(String value) {
+        @Override public Integer convert(String value) {
             String digits = value.strip();
             if (digits.matches("\\d{1,10}") && Long.parseLong(digits) >= least && Long.parseLong(digits) <= most) {
                 return Integer.valueOf(digits);
@@ -245,7 +226,6 @@ class BuildkitPrestop implements Callable<Integer> {
     static class AtLeastOne extends WholeNumber { AtLeastOne() { super(1, Integer.MAX_VALUE); } }
     static class Port extends WholeNumber { Port() { super(1, 65535); } }
 
-    /** Which sources to ask: all, in the order that Sockets tells, or one alone. */
     enum ConnectionSource { auto, netstat, ss, procfs }
 }
 
@@ -256,7 +236,6 @@ class BuildkitPrestop implements Callable<Integer> {
 record Sidecar(Path fifo, Callable<Integer> drain, Log log) {
     private static final long RETRY_MS = 1000;
 
-    /** Serves one reader after the other, for ever. */
     void serve() throws InterruptedException {
         String complaint = "";
         while (true) {
@@ -285,9 +264,7 @@ record Sidecar(Path fifo, Callable<Integer> drain, Log log) {
         Process shell = new ProcessBuilder("sh", "-c", "test -p \"$0\" || mkfifo -m 666 \"$0\"", fifo.toString())
                 .redirectErrorStream(true).start();
         String complaint = new String(shell.getInputStream().readAllBytes(), StandardCharsets.UTF_8).strip();
-        if (shell.waitFor() != 0) {
-            throw new IOException(complaint);
-        }
+        if (shell.waitFor() != 0) { throw new IOException(complaint); }
     }
 }
 
@@ -312,45 +289,41 @@ class Sockets {
     }
 
     /** Throws an IOException that says why it is unknown who is connected. */
-    Look look() throws IOException {
-        // The first that works is asked. Not to be installed is no fault.
+    Look askAll() throws IOException {
+        // The first tool that works is asked. Not to be installed is no fault.
         for (Source tool : tools.stream().filter(tool -> Tool.find(tool.name()).isPresent()).toList()) {
             try {
                 Look look = ask(tool);
-                if (look.count() > 0) {
-                    return look;
-                }
+                if (look.count() > 0) { return look; }
                 break; // it may not have seen all
             } catch (IOException e) {
                 tools.remove(tool);
                 tools.add(tool); // asked after the other from now on
-                if (warnedOf.add(tool)) {
-                    settings.log.add("warning", "Could not use " + e.getMessage() + ".");
-                }
+                if (warnedOf.add(tool)) { settings.log.add("warning", "Could not use " + e.getMessage() + "."); }
             }
         }
+        return askJudge();
+    }
+
+    /** The same, of the one that is believed that nobody is connected. */
+    Look askJudge() throws IOException {
         Look look = ask(judge);
-        if (look.count() == 0) {
-            requireListeners(look);
+        // Who sees no listener cannot have looked at buildkitd. What the user named must listen, else one of the two.
+        boolean noPort = look.tcpListeners().isEmpty(), noSocket = look.unixListeners().isEmpty();
+        List<String> missing = new ArrayList<>();
+        if (noPort && (noSocket || settings.portIsNamed)) { missing.add("port " + settings.port); }
+        if (noSocket && (noPort || settings.socketIsNamed) && !settings.socket.isEmpty()) {
+            missing.add(settings.socket);
+        }
+        if (look.count() == 0 && !missing.isEmpty()) {
+            throw new IOException("nothing listens on " + String.join(" or ", missing));
         }
         return look;
     }
 
-    /** Who sees no listener cannot have looked at buildkitd. What the user named must listen, else one of the two. */
-    private void requireListeners(Look look) throws IOException {
-        boolean none = look.tcpListeners().isEmpty() && look.unixListeners().isEmpty();
-        boolean noPort = look.tcpListeners().isEmpty() && (settings.portIsNamed || none);
-        boolean noSocket = look.unixListeners().isEmpty() && (settings.socketIsNamed || none)
-                && !settings.socket.isEmpty();
-        if (noPort || noSocket) {
-            throw new IOException("nothing listens on " + (noPort ? "port " + settings.port : "")
-                    + (noPort && noSocket ? " or " : "") + (noSocket ? settings.socket : ""));
-        }
-    }
+    Look newLook(Source source) { return new Look(source, settings.port, socketPaths); } // a test overrides it
 
-    Look newLook(Source source) { return new Look(source, settings.port, socketPaths); }
-
-    Look ask(Source source) throws IOException { // a test overrides it
+    private Look ask(Source source) throws IOException {
         try {
             Look look = newLook(source);
             source.read(look);
@@ -363,9 +336,7 @@ class Sockets {
     String describe(Look look) throws IOException {
         int connections = look.tcp().size();
         List<String> peers = new ArrayList<>();
-        for (Iterator<String> all = look.tcp().iterator(); all.hasNext() && peers.size() < MOST_PEERS; ) {
-            peers.add(look.source().peerOf(all.next()));
-        }
+        for (String ends : look.tcp().stream().limit(MOST_PEERS).toList()) { peers.add(look.source().peerOf(ends)); }
         return connections + (connections == 1 ? " connection" : " connections") + " to port " + settings.port
                 + (connections == 0 ? "" : " from " + String.join(", ", peers))
                 + (connections == peers.size() ? "" : " and " + (connections - peers.size()) + " more")
@@ -410,12 +381,12 @@ enum Source {
             "\\w+: \\w{8} \\w{8} ((?<connected>\\w{8} 0001 03)|(?<listens>00010000 0001 01)|\\w{8} 000[1-5] 0[0-4]"
             + "|(?<unknown>\\w{8} \\w{4} \\w+)) +(?<id>\\d+) ?(?<path>.*)");
 
-    private static final Path TCP6 = Path.of("/proc/net/tcp6"); // absent where the kernel has no IPv6
+    /** Absent where the kernel has no IPv6. What is there and cannot be seen is not absent. */
+    private static final Path TCP6 = Path.of("/proc/net/tcp6");
 
     private final int base; // of the numbers of ports
     final List<Pattern> headings;
-    final Pattern tcpRow;
-    final Pattern unixRow;
+    final Pattern tcpRow, unixRow;
 
     Source(int base, List<String> headings, String tcpRow, String unixRow) {
         this.base = base;
@@ -431,19 +402,16 @@ enum Source {
             return;
         }
         for (Path file : List.of(Path.of("/proc/net/tcp"), TCP6, Path.of("/proc/net/unix"))) {
-            if (file != TCP6 || hasIpv6()) {
-                try (InputStream in = new FileInputStream(file.toFile())) {
-                    look.read(in::read, file.endsWith("unix") ? headings.subList(1, 2) : headings.subList(0, 1));
-                }
+            if (file == TCP6 && Files.notExists(TCP6)) { continue; }
+            try (InputStream in = new FileInputStream(file.toFile())) {
+                look.read(in::read, List.of(headings.get(file.endsWith("unix") ? 1 : 0)));
             }
         }
     }
 
-    private static boolean hasIpv6() { return !Files.notExists(TCP6); } // what is there and hidden is not absent
-
     /** Whether it is BusyBox' remark that there is no table of IPv6, where there is none. */
     static boolean isNoFault(String line) {
-        return line.matches("netstat: .*/proc/net/tcp6.*: No such file or directory") && !hasIpv6();
+        return line.matches("netstat: .*/proc/net/tcp6.*: No such file or directory") && Files.notExists(TCP6);
     }
 
     int portOf(String end) { return Integer.parseInt(end.substring(end.lastIndexOf(':') + 1), base); }
@@ -453,9 +421,7 @@ enum Source {
         String address = ends.substring(ends.lastIndexOf(' ') + 1, ends.lastIndexOf(':'));
         if (this == procfs) { // in words of 32 bits, see Documentation/networking/proc_net_tcp.rst of Linux
             ByteBuffer bytes = ByteBuffer.allocate(address.length() / 2).order(ByteOrder.nativeOrder());
-            for (int i = 0; i < address.length(); i += 8) {
-                bytes.putInt(Integer.parseUnsignedInt(address, i, i + 8, 16));
-            }
+            for (String word : address.split("(?<=\\G.{8})")) { bytes.putInt(Integer.parseUnsignedInt(word, 16)); }
             address = InetAddress.getByAddress(bytes.array()).getHostAddress().replaceFirst("(^|:)0(:0)+(:|$)", "::");
         }
         address = address.replaceAll("^\\[?::ffff:(?=.*\\.)|[\\[\\]]", "");
@@ -497,13 +463,9 @@ record Look(Source source, int port, Pattern socketPaths, Set<String> tcp, Set<S
                 }
             }
             rest = text.substring(start);
-            if (rest.length() > CHUNK) {
-                throw notATable(rest);
-            }
+            if (rest.length() > CHUNK) { throw notATable(rest); }
         }
-        if (!rest.isEmpty() || !missing.isEmpty()) {
-            throw notATable("it ends too early");
-        }
+        if (!rest.isEmpty() || !missing.isEmpty()) { throw notATable("it ends too early"); }
     }
 
     private static IOException notATable(String why) {
@@ -517,10 +479,8 @@ record Look(Source source, int port, Pattern socketPaths, Set<String> tcp, Set<S
             return source.portOf(row.group("local")) != port || keep(row, tcp, tcpListeners);
         }
         row = source.unixRow.matcher(line);
-        if (row.matches()) {
-            return !socketPaths.matcher(row.group("path")).matches() || keep(row, unix, unixListeners);
-        }
-        return false;
+        return row.matches()
+                && (!socketPaths.matcher(row.group("path")).matches() || keep(row, unix, unixListeners));
     }
 
     private static boolean keep(Matcher row, Set<String> connections, Set<String> listeners) {
@@ -547,11 +507,7 @@ class Tool {
         builder.environment().put("LC_ALL", "C"); // net-tools translates its output
         Process process;
         MAY_START.acquireUninterruptibly();
-        try {
-            process = builder.start();
-        } finally {
-            MAY_START.release();
-        }
+        try { process = builder.start(); } finally { MAY_START.release(); }
         Look.ByteSource output = outputOf(process);
         try {
             look.read(output, headings);
@@ -564,9 +520,7 @@ class Tool {
                         .forEach(ProcessHandle::destroyForcibly);
             }
         }
-        if (process.exitValue() != 0) {
-            throw new IOException("exit status " + process.exitValue());
-        }
+        if (process.exitValue() != 0) { throw new IOException("exit status " + process.exitValue()); }
     }
 
     static Optional<File> find(String command) {
@@ -582,12 +536,8 @@ class Tool {
         return buffer -> {
             while (System.nanoTime() - start < LIMIT_NS) {
                 boolean exited = !process.isAlive(); // asked before the pipe: then an empty pipe stays empty
-                if (pipe.available() > 0) {
-                    return pipe.read(buffer);
-                }
-                if (exited) {
-                    return -1;
-                }
+                if (pipe.available() > 0) { return pipe.read(buffer); }
+                if (exited) { return -1; }
                 LockSupport.parkNanos(POLL_NS);
             }
             throw new IOException("no answer in " + TimeUnit.NANOSECONDS.toSeconds(LIMIT_NS) + " s");
@@ -626,9 +576,7 @@ record Log(Format format, String prefix, boolean toPid1, ExecutorService writer)
                 : "{\"message\": \"" + escaped + "\", \"timestamp\": \"" + now + "\", \"level\": \"" + level + "\"}";
         try {
             writer.execute(() -> write((line + "\n").getBytes(StandardCharsets.UTF_8)));
-        } catch (OutOfMemoryError e) {
-            // there can be no thread for it: without its log the hook still waits
-        }
+        } catch (OutOfMemoryError e) { } // there can be no thread for it: without its log the hook still waits
     }
 
     /** Waits until all is written, at most 1 s. */
@@ -645,9 +593,7 @@ record Log(Format format, String prefix, boolean toPid1, ExecutorService writer)
                     out.write(line);
                     return;
                 }
-            } catch (IOException e) {
-                // it belongs to another user, or is no file: the hook's own stderr is left
-            }
+            } catch (IOException e) { } // it belongs to another user, or is no file: the hook's own stderr is left
         }
         System.err.write(line, 0, line.length); // where that fails there is no other place
     }

@@ -280,6 +280,28 @@ class BrokenToolsTest {
         }
     }
 
+    /** It cannot make a look quiet, and to start it is dear. */
+    @Test
+    void aToolIsAskedAtTheBeginningOfTheQuietTimeAndIsBelievedAtItsEnd() throws IOException {
+        Path asked = directory.resolve("asked");
+        try (Server server = Server.start()) {
+            String quiet = Tool.netstat.quiet(server.port());
+            Tools.stub(directory.resolve("netstat"), "if [ -e '" + asked + "' ]; then\n"
+                    + Tool.netstat.busy(server.port()) + "else\n: >'" + asked + "'\n" + quiet + "fi\n");
+            Map<String, String> env = withoutSocket(environment(server.port(), "auto"));
+            env.put("WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", "1");
+            try (Hook hook = Hook.start(env)) {
+                hook.awaitChecks("1", 3);
+                List<String> checks = hook.checks();
+                assertThat(checks.indexOf("1")).as("quiet checks by the kernel's word").isGreaterThanOrEqualTo(49);
+                assertThat(checks.subList(checks.indexOf("1"), checks.size())).containsOnly("1");
+                Tools.stub(directory.resolve("netstat"), "echo >>'" + asked + "'\n" + quiet);
+                assertThat(hook.exitCode()).isZero();
+                assertThat(Files.readAllLines(asked)).hasSizeBetween(2, 4);
+            }
+        }
+    }
+
     @Test
     void whereNobodyListensByTheKernelsTablesItCannotTellWhateverAToolShows() {
         Tools.stub(directory.resolve("netstat"), Tool.netstat.quiet(PORT));
@@ -360,7 +382,7 @@ class BrokenToolsTest {
                 throw new StackOverflowError();
             }
         };
-        assertThatThrownBy(sockets::look).isInstanceOf(IOException.class)
+        assertThatThrownBy(sockets::askAll).isInstanceOf(IOException.class)
                 .hasMessage("procfs: java.lang.StackOverflowError");
     }
 

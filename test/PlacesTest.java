@@ -219,9 +219,9 @@ class PlacesTest {
             settings.socketIsNamed = named.matches("both|socket");
             Sockets sockets = new Sockets(settings);
             if (missing.isEmpty()) {
-                assertThat(sockets.look().count()).isZero();
+                assertThat(sockets.askAll().count()).isZero();
             } else {
-                assertThatThrownBy(sockets::look).isInstanceOf(IOException.class).hasMessage("nothing listens on "
+                assertThatThrownBy(sockets::askAll).isInstanceOf(IOException.class).hasMessage("nothing listens on "
                         + missing.replace("port", "port " + settings.port).replace("socket", settings.socket));
             }
         }
