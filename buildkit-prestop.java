@@ -6,10 +6,10 @@
 // Kubernetes sends SIGTERM only when the preStop hook has ended, so this hook ends when the builds have.
 //
 // A client stays connected to buildkitd, to its TCP port or to its unix socket, for as long as it builds. The hook
-// counts these connections again and again, and exits 0 once there was none for a while, the quiet time. That somebody
-// is connected it believes of whoever says so: netstat, ss or procfs. That nobody is, it believes of the kernel's own
-// tables alone (or of the source that the user named), and only if they show that buildkitd listens. All else is
-// unknown, and unknown is not quiet. It cannot see clients outside of the pod that came over a shared socket file.
+// counts these connections again and again, and exits 0 once there was none for a while, the quiet time. It believes
+// netstat, ss and the kernel's tables that somebody is connected. It believes the kernel's tables alone (or the source
+// that the user named) that nobody is, and only if they show that buildkitd listens. All else is unknown, and unknown
+// is not quiet. It cannot see clients outside of the pod that came over a shared socket file.
 
 //JAVA 17+
 //DEPS info.picocli:picocli:4.7.7
@@ -17,7 +17,7 @@
 //JAVAC_OPTIONS -XDstringConcat=inline
 // It needs 2 MB of heap, and up to 32 where its environment holds megabytes.
 //JAVA_OPTIONS -XX:+UseSerialGC -Xms2m -Xmx32m -Xmn1m
-// Only the quick compiler works, and only for the busiest loops: 4 MB less.
+// Only the quick compiler is used, and only for the busiest loops: 4 MB less.
 //JAVA_OPTIONS -XX:TieredStopAtLevel=1 -XX:CompileThresholdScaling=100
 // No file is made in /tmp, which may be read-only.
 //JAVA_OPTIONS -XX:-UsePerfData
@@ -70,7 +70,7 @@ class BuildkitPrestop implements Callable<Integer> {
     @Option(names = "--once", description = "look once, print the number of active connections, exit") boolean once;
 
     static final int OK = 0, COULD_NOT_LOOK = 1, BAD_COMMAND_LINE = 2, GAVE_UP = 124; // the last as timeout(1) does
-    private static final Pattern VARIABLE = Pattern.compile(".*\\(([A-Z_]+)\\)"); // at the end of a description
+    private static final Pattern VARIABLE = Pattern.compile(".*\\(([A-Z_]+)\\)"); // each ends its flag's description
 
     boolean portIsNamed, socketIsNamed; // by the user, not by default
     Log log;
@@ -97,7 +97,7 @@ class BuildkitPrestop implements Callable<Integer> {
         portIsNamed = spec.commandLine().getParseResult().hasMatchedOption("--port");
         socketIsNamed = spec.commandLine().getParseResult().hasMatchedOption("--socket");
         if (sidecar != null && !once) {
-            new Sidecar(sidecar, () -> new Drain().waitUntilQuiet(), log).serve(); // for ever
+            new Sidecar(sidecar, () -> new Drain().waitUntilQuiet(), log).serve(); // never returns
         }
         int exitCode = once ? printCount() : new Drain().waitUntilQuiet();
         log.close();
@@ -130,14 +130,14 @@ class BuildkitPrestop implements Callable<Integer> {
             long quietMs = quietSeconds * 1000L;
             long checksNeeded = Math.max(1, (quietMs + checkFrequencyMs - 1) / checkFrequencyMs);
             long quietChecks = 0;
-            long lastOtherMs = 0; // when it was last not quiet, or the start
+            long lastNotQuietMs = 0; // or the start
             while (true) {
-                // While it stays quiet the judge is enough, and cheaper. The last look before the end is one of all.
+                // While it stays quiet the judge (see Sockets) is enough, and cheaper. Before it leaves it asks all.
                 boolean quiet = isQuiet(quietChecks == 0 || quietChecks + 1 >= checksNeeded);
                 quietChecks = quiet ? quietChecks + 1 : 0;
-                lastOtherMs = quiet ? lastOtherMs : waitedMs();
-                // The checks alone are not enough: with the one at the start they take one sleep less.
-                if (quietChecks >= checksNeeded && waitedMs() - lastOtherMs >= quietMs) {
+                lastNotQuietMs = quiet ? lastNotQuietMs : waitedMs();
+                // The checks alone are not enough: N of them have N - 1 sleeps between them.
+                if (quietChecks >= checksNeeded && waitedMs() - lastNotQuietMs >= quietMs) {
                     log.add("info", "All build processes seem to have stopped. Exiting now.");
                     return OK;
                 }
@@ -201,7 +201,7 @@ class BuildkitPrestop implements Callable<Integer> {
             } catch (ParameterException e) {
                 badEnvironment.add("Ignoring " + variable.group(1) + ", using " + option.defaultValue() + ". "
                         + e.getMessage() + ".");
-                value = option.defaultValue(); // but named: of a bad port we know that buildkitd has one
+                value = option.defaultValue(); // which still counts as named, so something must listen there
             }
             flags.add(flag + "=" + value);
         }
@@ -244,7 +244,7 @@ record Sidecar(Path fifo, Callable<Integer> drain, Log log) {
                 log.add("info", "Ready: waiting for a reader of " + fifo + ".");
                 // This blocks until somebody opens it for reading. WRITE alone makes no file where there is no FIFO.
                 try (OutputStream reader = Files.newOutputStream(fifo, StandardOpenOption.WRITE)) {
-                    Files.deleteIfExists(fifo); // the next reader gets a wait of its own, and probes see that it drains
+                    Files.deleteIfExists(fifo); // so a probe sees that it drains, and the next reader starts a new wait
                     boolean quiet = drain.call() == BuildkitPrestop.OK;
                     reader.write((quiet ? "quiet\n" : "gave up\n").getBytes(StandardCharsets.UTF_8));
                 }
@@ -274,7 +274,7 @@ class Sockets {
 
     private final BuildkitPrestop settings;
     private final Pattern socketPaths;
-    private final List<Source> tools; // asked first, as by the shell script before this: they can only make it stay
+    private final List<Source> tools; // asked first: they can only make it stay
     private final Source judge; // it alone is believed that nobody is connected
     private final Set<Source> warnedOf = EnumSet.noneOf(Source.class);
 
@@ -283,9 +283,9 @@ class Sockets {
         boolean auto = settings.source == BuildkitPrestop.ConnectionSource.auto;
         tools = new ArrayList<>(auto ? List.of(Source.netstat, Source.ss) : List.of());
         judge = auto ? Source.procfs : Source.valueOf(settings.source.name());
-        // Beyond ASCII all characters are alike, because the C locale has cost the JVM those of BUILDKITD_SOCKET.
-        String path = settings.socket.replaceAll("[^ -~]+", "\\\\E[^ -~]+\\\\Q");
-        socketPaths = Pattern.compile(path.isEmpty() ? "(?!)" : "(?s)(.*/)?\\Q" + path + "\\E");
+        // Characters beyond ASCII are all alike: in the C locale the JVM cannot read them from BUILDKITD_SOCKET.
+        String path = Pattern.quote(settings.socket).replaceAll("[^ -~]+", "\\\\E[^ -~]+\\\\Q");
+        socketPaths = Pattern.compile(settings.socket.isEmpty() ? "(?!)" : "(?s)(.*/)?" + path);
     }
 
     /** Throws an IOException that says why it is unknown who is connected. */
@@ -295,7 +295,7 @@ class Sockets {
             try {
                 Look look = ask(tool);
                 if (look.count() > 0) { return look; }
-                break; // it may not have seen all
+                break; // that it saw nobody proves nothing
             } catch (IOException e) {
                 tools.remove(tool);
                 tools.add(tool); // asked after the other from now on
@@ -305,7 +305,7 @@ class Sockets {
         return askJudge();
     }
 
-    /** The same, of the one that is believed that nobody is connected. */
+    /** Asks only the one that is believed that nobody is connected. Throws the same. */
     Look askJudge() throws IOException {
         Look look = ask(judge);
         // Who sees no listener cannot have looked at buildkitd. What the user named must listen, else one of the two.
@@ -336,7 +336,7 @@ class Sockets {
     String describe(Look look) throws IOException {
         int connections = look.tcp().size();
         List<String> peers = new ArrayList<>();
-        for (String ends : look.tcp().stream().limit(MOST_PEERS).toList()) { peers.add(look.source().peerOf(ends)); }
+        for (String row : look.tcp().stream().limit(MOST_PEERS).toList()) { peers.add(look.source().peerOf(row)); }
         return connections + (connections == 1 ? " connection" : " connections") + " to port " + settings.port
                 + (connections == 0 ? "" : " from " + String.join(", ", peers))
                 + (connections == peers.size() ? "" : " and " + (connections - peers.size()) + " more")
@@ -414,18 +414,18 @@ enum Source {
         return line.matches("netstat: .*/proc/net/tcp6.*: No such file or directory") && Files.notExists(TCP6);
     }
 
-    int portOf(String end) { return Integer.parseInt(end.substring(end.lastIndexOf(':') + 1), base); }
+    int portOf(String endpoint) { return Integer.parseInt(endpoint.substring(endpoint.lastIndexOf(':') + 1), base); }
 
     /** The client's end as people write it, 10.0.0.7:41234 or [2001:db8::7]:41234, whatever the source. */
-    String peerOf(String ends) throws IOException {
-        String address = ends.substring(ends.lastIndexOf(' ') + 1, ends.lastIndexOf(':'));
+    String peerOf(String endpoints) throws IOException {
+        String address = endpoints.substring(endpoints.lastIndexOf(' ') + 1, endpoints.lastIndexOf(':'));
         if (this == procfs) { // in words of 32 bits, see Documentation/networking/proc_net_tcp.rst of Linux
             ByteBuffer bytes = ByteBuffer.allocate(address.length() / 2).order(ByteOrder.nativeOrder());
             for (String word : address.split("(?<=\\G.{8})")) { bytes.putInt(Integer.parseUnsignedInt(word, 16)); }
             address = InetAddress.getByAddress(bytes.array()).getHostAddress().replaceFirst("(^|:)0(:0)+(:|$)", "::");
         }
         address = address.replaceAll("^\\[?::ffff:(?=.*\\.)|[\\[\\]]", "");
-        return (address.contains(":") ? "[" + address + "]" : address) + ":" + portOf(ends);
+        return (address.contains(":") ? "[" + address + "]" : address) + ":" + portOf(endpoints);
     }
 }
 
@@ -472,7 +472,7 @@ record Look(Source source, int port, Pattern socketPaths, Set<String> tcp, Set<S
         return new IOException(String.format("not a socket table: %.100s", why));
     }
 
-    /** Keeps what a row tells of buildkitd. False: it is no row, or one of buildkitd's in a state that there is not. */
+    /** Keeps what a row tells of buildkitd. False: it is no row, or one of buildkitd's in an unknown state. */
     private boolean addRow(String line) {
         Matcher row = source.tcpRow.matcher(line);
         if (row.matches()) {
@@ -493,7 +493,7 @@ record Look(Source source, int port, Pattern socketPaths, Set<String> tcp, Set<S
     }
 }
 
-/** The commands among the sources. */
+/** Runs netstat and ss. */
 class Tool {
     private static final long LIMIT_NS = 5_000_000_000L;
     private static final long POLL_NS = 2_000_000;
@@ -512,7 +512,7 @@ class Tool {
         try {
             look.read(output, headings);
         } catch (IOException e) {
-            while (output.read(new byte[4096]) > 0) { } // to its end, because the exit status may tell more
+            while (output.read(new byte[4096]) > 0) { } // until it exits, for its status; throws after 5 s
             throw new IOException("exit status " + process.exitValue() + ", " + e.getMessage());
         } finally {
             if (process.isAlive()) {
@@ -544,7 +544,7 @@ class Tool {
         };
     }
 
-    /** A tool that hangs when SIGTERM arrives must not outlive the hook, and none may be started after it. */
+    /** A tool that hangs when SIGTERM arrives must not outlive the hook. MAY_START is never free again. */
     static void endAll() {
         MAY_START.acquireUninterruptibly();
         ProcessHandle.current().descendants().forEach(ProcessHandle::destroyForcibly);
@@ -553,7 +553,7 @@ class Tool {
 
 /**
  * Writes lines where they can be seen. Writing to a pipe that nobody reads never ends, so a thread of its own does it:
- * some lines wait for it, and those that cannot be written are lost.
+ * a hundred lines may wait for it, and those that cannot be written are lost.
  */
 record Log(Format format, String prefix, boolean toPid1, ExecutorService writer) {
     enum Format { json, text }

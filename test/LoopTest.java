@@ -73,7 +73,7 @@ class LoopTest {
                 Hook hook = Hook.start(settings(server, 50, 1))) {
             String peer = "127.0.0.1:" + first.client().getLocalPort();
             hook.awaitLog("1 connection to port " + server.port() + " from " + peer
-                    + " and 0 to buildkitd.sock. Waited 0 s so far.");
+                    + " and 0 to buildkitd.sock. Waited ");
             for (int i = 2; i <= 12; i++) {
                 server.connect();
             }
@@ -123,7 +123,7 @@ class LoopTest {
 
     @ParameterizedTest
     @CsvSource({"60000, 3600, 1", "100, 3600, 1",
-        "2400, 4, 4"}) // where a third look, 1.6 s after the second, would make the quiet time full
+        "10000, 18, 18"}) // where a third look, 8 s after the second, would make the quiet time full
     void givesUpInTimeHoweverSeldomItChecksAndThoughItIsQuietButNotForLong(int checkFrequencyMs, int quietSeconds,
             int maxWaitSeconds) {
         try (Server server = Server.start()) {
@@ -186,7 +186,7 @@ class LoopTest {
         settings.put("DEBUG", "1");
         try (Server.OnSocket server = new Server.OnSocket(socket);
                 AutoCloseable build = server.connect(); Hook hook = Hook.start(settings)) {
-            hook.awaitLog("0 connections to port 1234 and 1 to " + socket + ". Waited 0 s so far.");
+            hook.awaitLog("0 connections to port 1234 and 1 to " + socket + ". Waited ");
             Hook.waitUntil("far more checks than the quiet time needs", () -> hook.checks().size() > 60);
             Duration closed = hook.age();
             build.close();
