@@ -246,9 +246,7 @@ class Bench {
                 () -> clients.out().size() == answers && buildkitd.out().size() == answers);
     }
 
-    private static Path java(String jdk) {
-        return JDKS.get(jdk).resolve("bin/java");
-    }
+    private static Path java(String jdk) { return JDKS.get(jdk).resolve("bin/java"); }
 
     private static List<String> command(String jdk) {
         List<String> command = new ArrayList<>(Hook.javaCommand());
@@ -354,9 +352,7 @@ class Bench {
         }
     }
 
-    private static long seconds() {
-        return (System.nanoTime() - START) / 1_000_000_000;
-    }
+    private static long seconds() { return (System.nanoTime() - START) / 1_000_000_000; }
 
     /** The value at this part of the way from the least to the greatest. */
     private static double at(List<Double> values, double part) {

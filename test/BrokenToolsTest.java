@@ -60,9 +60,7 @@ class BrokenToolsTest {
             return print(heading) + tcpRows + (unixHeading.isEmpty() ? "" : print(unixHeading)) + unixRows;
         }
 
-        String quiet(int port) {
-            return tables(print(listener.formatted(port)), print(unixListener));
-        }
+        String quiet(int port) { return tables(print(listener.formatted(port)), print(unixListener)); }
 
         String busy(int port) {
             return tables(print(listener.formatted(port)) + print(connection.formatted(port, PEER)),
@@ -75,9 +73,7 @@ class BrokenToolsTest {
     }
 
     /** A shell's line that prints the text as a line. */
-    private static String print(String line) {
-        return "printf '%s\\n' '" + line + "'\n";
-    }
+    private static String print(String line) { return "printf '%s\\n' '" + line + "'\n"; }
 
     /**
      * One way to fail: what the stub does, and what the warning must say about it. No script: there is no such
@@ -103,9 +99,7 @@ class BrokenToolsTest {
         @Override public String toString() { return tool + " " + name; }
     }
 
-    static Stream<Fault> faults() {
-        return Stream.of(Tool.values()).flatMap(BrokenToolsTest::faults);
-    }
+    static Stream<Fault> faults() { return Stream.of(Tool.values()).flatMap(BrokenToolsTest::faults); }
 
     private static Stream<Fault> faults(Tool tool) {
         // A hook that believed the table would leave, because all of these say that nobody is connected.
@@ -359,9 +353,7 @@ class BrokenToolsTest {
         settings.source = BuildkitPrestop.ConnectionSource.procfs;
         Sockets sockets = new Sockets(settings) {
             @Override
-            Look newLook(Source source) {
-                throw new StackOverflowError();
-            }
+            Look newLook(Source source) { throw new StackOverflowError(); }
         };
         assertThatThrownBy(sockets::askAll).isInstanceOf(IOException.class)
                 .hasMessage("procfs: java.lang.StackOverflowError");
@@ -602,9 +594,7 @@ class BrokenToolsTest {
 
     // ---- Helpers ---------------------------------------------------------------------------------------------------
 
-    private Hook hook(int port, String source) {
-        return Hook.start(environment(port, source));
-    }
+    private Hook hook(int port, String source) { return Hook.start(environment(port, source)); }
 
     /** One wrong check is enough to leave, each check is logged, and the PATH is the test's directory. */
     private Map<String, String> environment(int port, String source) {
@@ -631,7 +621,5 @@ class BrokenToolsTest {
         Hook.waitUntil("none of " + pids + " runs", () -> pids.stream().noneMatch(Tools::running));
     }
 
-    private void endThePids() throws IOException {
-        Tools.end(pids().stream());
-    }
+    private void endThePids() throws IOException { Tools.end(pids().stream()); }
 }
