@@ -210,7 +210,7 @@ class PlacesTest {
     }
 
     @ParameterizedTest(name = "{0}")
-    @CsvSource({"another user''s, exec 2>>/dev/null", "'that of pause, which is /dev/null', exec 2>/dev/null",
+    @CsvSource({"another user's, exec 2>>/dev/null", "'that of pause, which is /dev/null', exec 2>/dev/null",
         "a pipe that nobody reads, exec 2>&4", "full, exec 2>/dev/full", "closed, exec 2>&-"})
     void theLogGoesToTheHooksOwnStderrWhenThatOfPid1Is(String name, String setup) throws IOException {
         Tools.requireRoot();
