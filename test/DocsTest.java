@@ -1,27 +1,16 @@
 import static org.assertj.core.api.Assertions.assertThat;
 
 import com.fasterxml.jackson.core.JsonParser;
-import com.fasterxml.jackson.databind.JsonNode;
-import com.fasterxml.jackson.databind.ObjectMapper;
-import com.fasterxml.jackson.databind.introspect.Annotated;
-import com.fasterxml.jackson.databind.introspect.JacksonAnnotationIntrospector;
+import com.fasterxml.jackson.databind.*;
+import com.fasterxml.jackson.databind.introspect.*;
 import com.fasterxml.jackson.dataformat.yaml.YAMLFactory;
-import io.fabric8.kubernetes.api.model.ConfigMap;
-import io.fabric8.kubernetes.api.model.PodSpec;
-import io.fabric8.kubernetes.api.model.PodTemplateSpec;
-import java.io.IOException;
-import java.io.UncheckedIOException;
+import io.fabric8.kubernetes.api.model.*;
+import java.io.*;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
-import java.nio.file.Path;
-import java.util.List;
-import java.util.Map;
-import java.util.Set;
-import java.util.TreeMap;
-import java.util.regex.Matcher;
+import java.nio.file.*;
+import java.util.*;
 import java.util.regex.Pattern;
-import java.util.stream.Collectors;
-import java.util.stream.Stream;
+import java.util.stream.*;
 import org.junit.jupiter.api.Test;
 
 /** Holds the documents and configmap.yaml to the script, to Kubernetes' own model and to themselves. */
@@ -38,13 +27,8 @@ class DocsTest {
             .setAnnotationIntrospector(new JacksonAnnotationIntrospector() {
                 /** No field is welcome that the model does not name. */
                 @Override
-                public Boolean hasAnySetter(Annotated method) {
-                    return false;
-                }
+                public Boolean hasAnySetter(Annotated method) { return false; }
             });
-
-    /** A fenced block of README.md. */
-    record Block(String language, String text) { }
 
     // ---- configmap.yaml --------------------------------------------------------------------------------------------
 
@@ -71,13 +55,13 @@ class DocsTest {
 
     @Test
     void everyBlockIsOfALanguageThatIsChecked() {
-        assertThat(blocks()).extracting(Block::language).containsOnly("yaml", "dockerfile", "sh", "console");
-        blocks("sh").forEach(block -> assertParses(block.text()));
+        assertThat(found("(?m)^```(.+)$", README)).containsOnly("yaml", "dockerfile", "sh", "console");
+        blocks("sh").forEach(DocsTest::assertParses);
     }
 
     @Test
     void demoPrintsWhatIsShown() {
-        List<String> shown = blocks("console").get(0).text().lines().toList();
+        List<String> shown = blocks("console").get(0).lines().toList();
         assertThat(shown.get(0)).isEqualTo("$ test/demo");
         Hook.javaCommand(); // compiles the script: later JBang has nothing to say about that
         try (Hook demo = Hook.run(List.of("test/demo"), Hook.env("HOME", Tools.HOME, "JBANG_DIR", Tools.JBANG_DIR))) {
@@ -93,22 +77,13 @@ class DocsTest {
 
     @Test
     void everyDockerfileCopiesWhatIsThereAndRunsWhatParses() {
-        String all = blocks("dockerfile").stream().map(Block::text).collect(Collectors.joining());
-        List<String> stages = found(" AS (\\w+)", all); // the second Dockerfile goes on with the stages of the first
+        String all = String.join("", blocks("dockerfile")).replace("\\\n", "");
+        // The second Dockerfile goes on with the stages of the first.
+        assertThat(found(" AS (\\w+)", all)).containsAll(found("--from=(\\S+)", all));
+        assertThat(found("(?m)^COPY (?!--from)(?:--\\S+ )?([^-<\\s]\\S*)", all)).isNotEmpty()
+                .allSatisfy(file -> assertThat(Path.of(file)).exists());
+        found("(?m)^RUN (.*)", all).forEach(DocsTest::assertParses);
         found("(?s)<<'EOF' \\S+\n(.*?\n)EOF\n", all).forEach(DocsTest::assertParses);
-        for (Block block : blocks("dockerfile")) {
-            String instructions = block.text().replaceAll("(?s) <<'EOF' (\\S+)\n.*?\nEOF\n", " . $1\n");
-            for (String line : instructions.replace("\\\n", "").split("\n")) {
-                if (line.startsWith("RUN ")) {
-                    assertParses(line.substring(4));
-                } else if (line.startsWith("COPY --from=")) {
-                    String from = line.replaceFirst("COPY --from=(\\S+) .*", "$1");
-                    assertThat(stages).as(line).contains(from);
-                } else if (line.startsWith("COPY ")) {
-                    assertThat(Path.of(line.replaceFirst("--\\S+ ", "").split(" ")[1])).exists();
-                }
-            }
-        }
     }
 
     @Test
@@ -117,7 +92,7 @@ class DocsTest {
         String options = Hook.directive("JAVA_OPTIONS").stream()
                 .filter(option -> !option.matches("--limit-modules=.*|-XX:\\+Ignore.*|-XX:-Use.*GC"))
                 .collect(Collectors.joining(" "));
-        assertThat(blocks("dockerfile").get(0).text().replaceAll("\\\\\n *", "")).contains("\"" + options + "\"");
+        assertThat(blocks("dockerfile").get(0).replaceAll("\\\\\n *", "")).contains("\"" + options + "\"");
     }
 
     @Test
@@ -144,50 +119,34 @@ class DocsTest {
 
     @Test
     void settingsTableAgreesWithHelp() {
-        Map<String, String> fromHelp = new TreeMap<>();
-        Matcher option = Pattern.compile("(?<flag>--[a-z-]+)(=[A-Z]+)? (?<meaning>[^(]*?)"
-                + "( \\((?<variable>[A-Z_]+).*?\\))?( Default: (?<default>.*?))?(?= --[a-z-]+(=[A-Z]+)? |$)")
-                .matcher(help(" --", "-h, --help"));
-        while (option.find()) {
-            fromHelp.put(option.group("flag"), Stream.of("variable", "default", "meaning").map(option::group)
-                    .map(text -> text == null ? "" : text).collect(Collectors.joining(" | ")));
-        }
-        Map<String, String> fromReadme = new TreeMap<>();
-        for (List<String> row : table("environment", "flag", "default", "meaning")) {
-            String inHelp = fromHelp.getOrDefault(row.get(1), "");
-            String inReadme = String.join(" | ", row.get(0), row.get(2), row.get(3));
-            fromReadme.put(row.get(1), inReadme.startsWith(inHelp + ";") ? inHelp : inReadme); // it may say more
-        }
-        assertThat(fromHelp).hasSizeGreaterThan(8);
-        assertThat(fromReadme).isEqualTo(fromHelp);
+        // A flag: --port=PORT port that buildkitd listens on (BUILDKITD_PORT) Default: 1234
+        String flag = "^(--[a-z-]+)(?:=[A-Z]+)? (.*?)(?: \\(([A-Z_]+)\\))?(?: Default: (.*))?$";
+        String help = help(" --", "-h, --help").replaceAll(" \\(([A-Z_]+): (.*?)\\)", "; the variable: $2 ($1)");
+        assertThat(table("| environment | flag | default | meaning |")).isEqualTo(Stream.of(help.split(" (?=--)"))
+                .map(text -> text.replaceFirst(flag, "| $3 | $1 | $4 | $2 |").replaceAll(" +", " ")).toList());
     }
 
     @Test
     void exitCodeTableAgreesWithHelp() {
-        String help = help("Exit codes:", "A flag wins");
-        assertThat(table("code", "meaning")).hasSize(4);
-        assertThat(help).isEqualTo("Exit codes: " + table("code", "meaning").stream().map(row -> String.join(" ", row))
-                .collect(Collectors.joining(" ")));
+        String rows = String.join(" ", table("| code | meaning |")).replaceAll("[| ]+", " ").strip();
+        assertThat(help("Exit codes:", "A flag wins")).isEqualTo("Exit codes: " + rows);
     }
 
     @Test
     void renovateSeesEveryMentionOfAVersion() {
-        Map<String, Integer> seen = new TreeMap<>();
+        List<String> seen = new ArrayList<>();
         for (JsonNode manager : Hook.json(read(Path.of(".github/renovate.json"))).path("customManagers")) {
             String files = manager.path("managerFilePatterns").valueStream().map(JsonNode::asText)
-                    .map(pattern -> pattern.replaceAll("^/\\^|\\$/$", "")).collect(Collectors.joining("|"));
-            for (JsonNode regex : manager.path("matchStrings")) {
-                List<String> found = VERSIONED.stream().filter(file -> file.matches(files))
-                        .flatMap(file -> Pattern.compile(regex.asText()).matcher(read(Path.of(file))).results())
-                        .map(match -> match.group(match.groupCount())).toList();
-                assertThat(found).as(regex.asText()).isNotEmpty();
-                found.forEach(version -> seen.merge(version, 1, Integer::sum));
+                    .map(pattern -> pattern.replaceAll("^/|/$", "")).collect(Collectors.joining("|"));
+            for (String file : VERSIONED.stream().filter(file -> file.matches(files)).toList()) {
+                manager.path("matchStrings").forEach(regex -> seen.addAll(found(regex.asText(), read(Path.of(file)))));
             }
         }
         String text = VERSIONED.stream().map(file -> read(Path.of(file))).collect(Collectors.joining());
-        for (String version : List.of(found("\\nversion=(\\S+)", text).get(0), found("TAG=(v[\\d.]+)", text).get(0),
-                found("DEPS info.picocli:picocli:(\\S+)", text).get(0))) {
-            assertThat(seen.get(version)).as(version).isEqualTo(text.split(Pattern.quote(version), -1).length - 1);
+        for (String place : List.of("\nversion=(\\S+)", "TAG=(v[\\d.]+)", "DEPS info.picocli:picocli:(\\S+)")) {
+            String version = found(place, text).get(0);
+            assertThat(found("(" + Pattern.quote(version) + ")", text)).isNotEmpty()
+                    .hasSize(Collections.frequency(seen, version));
         }
     }
 
@@ -210,24 +169,26 @@ class DocsTest {
         return text.get(0);
     }
 
-    static List<Block> blocks(String... languages) {
-        return Pattern.compile("(?ms)^```(\\w+)\n(.*?)^```$").matcher(README).results()
-                .map(block -> new Block(block.group(1), block.group(2)))
-                .filter(block -> languages.length == 0 || Set.of(languages).contains(block.language())).toList();
+    /** The fenced blocks of README.md in this language. */
+    private static List<String> blocks(String language) {
+        return found("(?ms)^```" + language + "\n(.*?)^```$", README);
     }
 
-    /** The first group of every match. */
-    private static List<String> found(String regex, String text) {
-        return Pattern.compile(regex).matcher(text).results().map(match -> match.group(1)).toList();
+    /** The first of them that holds the text. */
+    static String block(String language, String text) {
+        return blocks(language).stream().filter(block -> block.contains(text)).findFirst().orElseThrow();
+    }
+
+    /** The last group of every match. */
+    static List<String> found(String regex, String text) {
+        return Pattern.compile(regex).matcher(text).results().map(match -> match.group(match.groupCount())).toList();
     }
 
     /** The rows of the README's table with this heading, without the marks of code. */
-    private static List<List<String>> table(String... heading) {
-        List<String> rows = found("(?m)^\\| " + String.join(" \\| ", heading)
-                + " \\|\n\\|[-|]+\n((?:\\|.*\n)+)", README);
-        assertThat(rows).as("tables of " + List.of(heading)).hasSize(1);
-        return rows.get(0).lines().map(row -> Stream.of(row.substring(1, row.length() - 1).split("\\|", -1))
-                .map(cell -> cell.replace("`", "").strip()).toList()).toList();
+    private static List<String> table(String heading) {
+        List<String> rows = found(Pattern.quote(heading) + "\n\\|[-|]+\n((?:\\|.*\n)+)", README);
+        assertThat(rows).as("tables of " + heading).hasSize(1);
+        return rows.get(0).replace("`", "").lines().toList();
     }
 
     /** The part of --help from the one to the other, on one line. */
