@@ -1,26 +1,15 @@
 import static org.assertj.core.api.Assertions.assertThat;
 
-import io.fabric8.kubernetes.api.model.Container;
-import io.fabric8.kubernetes.api.model.EnvVar;
-import io.fabric8.kubernetes.api.model.PodSpec;
-import io.fabric8.kubernetes.api.model.Probe;
+import io.fabric8.kubernetes.api.model.*;
 import java.io.IOException;
 import java.net.ServerSocket;
-import java.nio.file.Files;
-import java.nio.file.Path;
-import java.nio.file.attribute.PosixFilePermissions;
+import java.nio.file.*;
 import java.time.Duration;
-import java.util.ArrayList;
-import java.util.List;
-import java.util.Map;
+import java.util.*;
 import java.util.stream.Stream;
-import org.junit.jupiter.api.AfterEach;
-import org.junit.jupiter.api.BeforeEach;
-import org.junit.jupiter.api.Test;
-import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.api.*;
 import org.junit.jupiter.api.io.TempDir;
-import org.junit.jupiter.api.parallel.Execution;
-import org.junit.jupiter.api.parallel.ExecutionMode;
+import org.junit.jupiter.api.parallel.*;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
@@ -33,15 +22,17 @@ import org.junit.jupiter.params.provider.CsvSource;
 class SidecarTest {
 
     /**
-     * Makes the first argument the root of a container: everything the machine has, but its own /tmp, /prestop, /proc
-     * and script. Then runs the rest as process 1 there.
+     * Makes the root of a container: everything the machine has, but its own /tmp, /prestop, /proc and /opt/prestop,
+     * where the script is. Then runs the rest of the arguments as process 1 there.
      */
     private static final String CONTAINER = """
             set -e
-            root=$1 tmp=$2 shared=$3 repository=$4
-            shift 4
+            shared=$1 repository=$2
+            shift 2
+            root=$(mktemp -d -p "$shared/..")
             mount -t tmpfs -o mode=0755 tmpfs "$root"
-            mkdir "$root/tmp" "$root/prestop" "$root/proc" "$root/repository" "$root/opt"
+            mkdir -p "$root/prestop" "$root/proc" "$root/opt/prestop"
+            mkdir -m 1777 "$root/tmp"
             for entry in /* /opt/*; do
                 if [ -L "$entry" ]; then
                     cp -P "$entry" "$root$entry"
@@ -50,11 +41,8 @@ class SidecarTest {
                     mount --rbind "$entry" "$root$entry"
                 fi
             done
-            mkdir "$root/opt/prestop"
-            cp "$repository/buildkit-prestop.java" "$root/opt/prestop/"
-            mount --bind "$tmp" "$root/tmp"
             mount --bind "$shared" "$root/prestop"
-            mount --bind "$repository" "$root/repository"
+            mount --bind "$repository" "$root/opt/prestop"
             mount -t proc proc "$root/proc"
             exec chroot "$root" "$@"
             """;
@@ -67,7 +55,7 @@ class SidecarTest {
     private final PodSpec pod = DocsTest.podOf(DocsTest.saved("prestop.yaml"));
     private final Container buildkitd = pod.getContainers().get(0);
     private final Container sidecar = pod.getInitContainers().get(0);
-    private String source = "auto";
+    private final Probe probe = sidecar.getStartupProbe();
     private Dockerd.Docker docker;
     private int port;
     private String host;
@@ -93,30 +81,23 @@ class SidecarTest {
 
     @AfterEach
     void endPod() {
-        for (int i = started.size() - 1; i >= 0; i--) {
-            started.get(i).close();
-        }
+        started.forEach(Hook::close);
         gate.close();
     }
 
     @ParameterizedTest
     @CsvSource({"false, netstat", "true, netstat", "false, ss", "true, ss", "false, procfs", "true, procfs"})
     void buildkitdGetsItsSigtermOnlyWhenTheImageIsComplete(boolean overTheUnixSocket, String source) {
-        this.source = source;
-        Hook prestop = startSidecar();
+        Hook prestop = startSidecar(source);
         Hook daemon = startBuildkitd();
         if (overTheUnixSocket) {
             host = "unix:///proc/" + firstProcess(daemon).pid() + "/root/tmp/" + socket();
         }
         Hook build = build();
-
         Hook hook = preStop(daemon);
-        String connections = overTheUnixSocket ? "0 connections to port %d and [1-9] to %s" : "port %d from .*";
-        Hook.waitUntil("the connection is seen", () -> prestop.err().stream()
-                .anyMatch(line -> line.matches(".*" + connections.formatted(port, socket()) + ".*")));
+        awaitSeen(prestop);
         assertThat(isReady(prestop)).as("a readiness probe with this command turns new builds away").isFalse();
         Hook.pause(5000); // a hook that sees the connection and does not care would leave after 1 s
-        assertThat(hook.process().isAlive()).as("buildkitd would be stopped with the build running").isTrue();
         gate.open(0);
         Hook.waitUntil("the build ends", () -> !build.process().isAlive() || !hook.process().isAlive());
         assertThat(hook.process().isAlive()).as("buildkitd would be stopped with the build running").isTrue();
@@ -124,39 +105,24 @@ class SidecarTest {
 
         assertThat(hook.exitCode()).isZero();
         assertThat(docker.run(host, "image", "inspect", "image").exitCode()).isZero();
-        prestop.awaitLog("All build processes seem to have stopped.");
         Hook.waitUntil("the sidecar serves again", () -> isReady(prestop));
-
-        terminate(daemon);
-        terminate(prestop); // a native sidecar's turn comes when the other containers have ended
+        for (Hook container : List.of(daemon, prestop)) { // a native sidecar's turn comes when the others have ended
+            firstProcess(container).destroy();
+            Hook.waitUntil("SIGTERM ends the container", () -> !container.process().isAlive());
+        }
     }
 
     @Test
-    void waitGoesOnWithASidecarThatIsStartedAgain() {
-        Hook prestop = startSidecar();
+    void waitGoesOnWithASidecarThatIsStartedAgainAndWithoutOneUntilBuildkitdIsEndedByHand() {
+        Hook prestop = startSidecar("auto");
         Hook daemon = startBuildkitd();
         Hook build = build();
         Hook hook = preStop(daemon);
-        prestop.awaitLog(" to port " + port + " from ");
+        awaitSeen(prestop);
         prestop.close(); // its only process is the JVM
-        Hook restarted = startSidecar();
-        restarted.awaitLog(" to port " + port + " from ");
-        assertThat(hook.process().isAlive()).isTrue();
-        gate.open(0);
-        assertThat(build.exitCode()).isZero();
-        assertThat(hook.exitCode()).isZero();
-        restarted.awaitLog("All build processes seem to have stopped.");
-    }
-
-    /** A sidecar of a pod that ends is not started again. */
-    @Test
-    void waitThatHasLostItsSidecarGoesOnUntilItIsEndedByHand() {
-        Hook prestop = startSidecar();
-        Hook daemon = startBuildkitd();
-        Hook build = build();
-        Hook hook = preStop(daemon);
-        prestop.awaitLog(" to port " + port + " from ");
-        prestop.close();
+        Hook restarted = startSidecar("auto");
+        awaitSeen(restarted); // so the hook has come again
+        restarted.close(); // that of a pod that ends is not started again
         gate.open(0);
         assertThat(build.exitCode()).isZero();
         Hook.pause(3000); // three times the quiet time, and three tries of the hook
@@ -168,8 +134,8 @@ class SidecarTest {
 
     @Test
     void idleSidecarRestartsWithoutTheNetwork() {
-        startSidecar().close();
-        Hook restarted = startSidecar("--net");
+        startSidecar("auto").close();
+        Hook restarted = startSidecar("auto", "--net");
         preStop(restarted); // the pipe of the first is still there, so that alone would prove nothing
         restarted.awaitLog("Waiting for build processes to finish...");
         assertThat(restarted.age()).isLessThan(Duration.ofSeconds(30));
@@ -178,21 +144,18 @@ class SidecarTest {
     // ---- The kubelet -----------------------------------------------------------------------------------------------
 
     /** The sidecar, started: its startup probe has passed. */
-    private Hook startSidecar(String... namespaces) {
+    private Hook startSidecar(String source, String... namespaces) {
         // A user whom the image does not know has / for a home, where it may not write.
-        Map<String, String> env = Hook.env("HOME", "/", "PATH", "/repository/test:" + System.getenv("PATH"),
-                "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 1, "KUBERNETES_SERVICE_HOST", "10.0.0.1");
-        sidecar.getEnv().forEach((EnvVar variable) -> env.put(variable.getName(), variable.getValue()));
-        env.put("BUILDKITD_PORT", String.valueOf(port));
-        env.put("BUILDKITD_SOCKET", socket());
-        env.put("CONNECTION_SOURCE", source);
+        Map<String, String> env = Hook.env("HOME", "/", "PATH", "/opt/prestop/test:" + System.getenv("PATH"),
+                "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 1, "KUBERNETES_SERVICE_HOST", "10.0.0.1",
+                "BUILDKITD_PORT", port, "BUILDKITD_SOCKET", socket(), "CONNECTION_SOURCE", source);
+        sidecar.getEnv().forEach(variable -> env.put(variable.getName(), variable.getValue()));
         long uid = sidecar.getSecurityContext().getRunAsUser();
         List<String> command = new ArrayList<>(List.of("setpriv", "--reuid=" + uid, "--regid=0",
                 "--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"));
         command.addAll(sidecar.getCommand());
         Hook container = container(env, command, namespaces);
-        Probe probe = sidecar.getStartupProbe();
-        Duration limit = Duration.ofSeconds((long) probe.getPeriodSeconds() * probe.getFailureThreshold());
+        Duration limit = Duration.ofSeconds(probe.getPeriodSeconds() * probe.getFailureThreshold());
         while (!isReady(container)) {
             assertThat(container.process().isAlive()).as(String.join("\n", container.err())).isTrue();
             assertThat(container.age()).as(String.join("\n", container.err())).isLessThan(limit);
@@ -201,9 +164,9 @@ class SidecarTest {
         return container;
     }
 
-    /** Whether the sidecar's startup probe passes. */
+    /** Whether its startup probe passes. */
     private boolean isReady(Hook prestop) {
-        return exec(prestop, sidecar.getStartupProbe().getExec().getCommand()).exitCode() == 0;
+        return exec(prestop, probe.getExec().getCommand()).exitCode() == 0;
     }
 
     private Hook startBuildkitd() {
@@ -218,34 +181,26 @@ class SidecarTest {
     }
 
     /** A name of its own: the kernel shows the sockets of other tests too. */
-    private String socket() {
-        return "buildkitd-" + port + ".sock";
-    }
+    private String socket() { return "buildkitd-" + port + ".sock"; }
 
     private Hook container(Map<String, String> env, List<String> command, String... namespaces) {
-        try {
-            Path root = Files.createTempDirectory(temp, "root");
-            Path tmp = Files.createTempDirectory(temp, "tmp");
-            Files.setPosixFilePermissions(tmp, PosixFilePermissions.fromString("rwxrwxrwx"));
-            List<String> unshare = new ArrayList<>(List.of("unshare", "--mount", "--pid", "--fork", "--kill-child"));
-            unshare.addAll(List.of(namespaces));
-            unshare.addAll(List.of("sh", "-c", CONTAINER, "container", root.toString(), tmp.toString(),
-                    shared.toString(), Hook.REPOSITORY.toString()));
-            unshare.addAll(command);
-            Hook container = Hook.run(unshare, env);
-            started.add(container);
-            return container;
-        } catch (IOException e) {
-            throw new AssertionError(e);
-        }
+        List<String> unshare = new ArrayList<>(List.of("unshare", "--mount", "--pid", "--fork", "--kill-child"));
+        unshare.addAll(List.of(namespaces));
+        unshare.addAll(List.of("sh", "-c", CONTAINER, "container", shared.toString(), Hook.REPOSITORY.toString()));
+        unshare.addAll(command);
+        return keep(Hook.run(unshare, env));
+    }
+
+    private Hook keep(Hook hook) {
+        started.add(hook);
+        return hook;
     }
 
     /** Runs a command in a container, as kubectl exec and the kubelet do. */
     private static Hook exec(Hook container, List<String> command) {
-        List<String> nsenter = new ArrayList<>(List.of("nsenter", "--target=" + firstProcess(container).pid(),
-                "--mount", "--pid", "--root", "--wd=/"));
-        nsenter.addAll(command);
-        return Hook.run(nsenter, Map.of());
+        Stream<String> nsenter = Stream.of("nsenter", "--target=" + firstProcess(container).pid(),
+                "--mount", "--pid", "--root", "--wd=/");
+        return Hook.run(Stream.concat(nsenter, command.stream()).toList(), Map.of());
     }
 
     private static ProcessHandle firstProcess(Hook container) {
@@ -256,24 +211,22 @@ class SidecarTest {
     /** Starts buildkitd's preStop hook; the sidecar must have none. */
     private Hook preStop(Hook daemon) {
         assertThat(sidecar.getLifecycle()).isNull();
-        Hook hook = exec(daemon, buildkitd.getLifecycle().getPreStop().getExec().getCommand());
-        started.add(hook);
-        return hook;
-    }
-
-    private static void terminate(Hook container) {
-        firstProcess(container).destroy();
-        Hook.waitUntil("SIGTERM ends the container", () -> !container.process().isAlive());
+        return keep(exec(daemon, buildkitd.getLifecycle().getPreStop().getExec().getCommand()));
     }
 
     // ---- The client ------------------------------------------------------------------------------------------------
 
     /** A build that runs until the gate opens. */
     private Hook build() {
-        Hook build = docker.run(host, "build", "--network=host", "--tag=image", gate.argument(),
-                temp.resolve("context").toString());
-        started.add(build);
+        Hook build = keep(docker.run(host, "build", "--network=host", "--tag=image", gate.argument(),
+                temp.resolve("context").toString()));
         gate.awaitStep(build);
         return build;
+    }
+
+    /** Waits until the sidecar sees it, over TCP or over the unix socket. */
+    private void awaitSeen(Hook prestop) {
+        String connections = ".* port " + port + "( from | and [1-9].* to " + socket() + ").*";
+        Hook.waitUntil("the build is seen", () -> prestop.err().stream().anyMatch(line -> line.matches(connections)));
     }
 }
