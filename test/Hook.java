@@ -1,21 +1,11 @@
-import com.fasterxml.jackson.databind.DeserializationFeature;
-import com.fasterxml.jackson.databind.JsonNode;
-import com.fasterxml.jackson.databind.ObjectMapper;
-import java.io.BufferedReader;
-import java.io.IOException;
-import java.io.InputStream;
-import java.io.InputStreamReader;
-import java.io.UncheckedIOException;
+import static org.junit.jupiter.api.Assertions.assertDoesNotThrow;
+
+import com.fasterxml.jackson.databind.*;
+import java.io.*;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
-import java.nio.file.Path;
+import java.nio.file.*;
 import java.time.Duration;
-import java.util.ArrayList;
-import java.util.Arrays;
-import java.util.Collections;
-import java.util.HashMap;
-import java.util.List;
-import java.util.Map;
+import java.util.*;
 import java.util.concurrent.TimeUnit;
 import java.util.function.BooleanSupplier;
 import java.util.stream.Stream;
@@ -34,10 +24,11 @@ final class Hook implements AutoCloseable {
     static final Duration JBANG_PATIENCE = Duration.ofMinutes(10);
 
     private static final String CHECK = "Active connections to buildkitd: ";
-    private static final ObjectMapper JSON = new ObjectMapper();
+    private static final ObjectMapper JSON = new ObjectMapper().enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
     private static String classpath;
 
     private final Process process;
+    private final List<Thread> readers = new ArrayList<>();
     private final List<String> out;
     private final List<String> err;
     private final long started = System.nanoTime();
@@ -45,13 +36,9 @@ final class Hook implements AutoCloseable {
 
     private Hook(ProcessBuilder builder, Duration patience) {
         this.patience = patience;
-        try {
-            process = builder.start();
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
-        out = lines(process.getInputStream());
-        err = lines(process.getErrorStream());
+        process = assertDoesNotThrow(builder::start);
+        out = collect(process.inputReader(StandardCharsets.UTF_8));
+        err = collect(process.errorReader(StandardCharsets.UTF_8));
     }
 
     /** Settings for a test: a check every 20 ms, and a quiet time of 1 s. */
@@ -69,22 +56,15 @@ final class Hook implements AutoCloseable {
     }
 
     /** Starts the hook. PATH is the test's own unless env sets it. */
-    static Hook start(Map<String, String> env, String... args) {
-        return startWith(List.of(), env, args);
-    }
+    static Hook start(Map<String, String> env, String... args) { return startWith(List.of(), env, args); }
 
     /** Starts the hook behind another command, such as setpriv or unshare with its options. */
     static Hook startWith(List<String> wrapper, Map<String, String> env, String... args) {
-        List<String> command = new ArrayList<>(wrapper);
-        command.addAll(javaCommand());
-        command.addAll(Arrays.asList(args));
-        return run(command, env);
+        return run(Stream.of(wrapper, javaCommand(), List.of(args)).flatMap(List::stream).toList(), env);
     }
 
     /** Starts any command in the environment of a hook. */
-    static Hook run(List<String> command, Map<String, String> env) {
-        return run(command, env, PATIENCE);
-    }
+    static Hook run(List<String> command, Map<String, String> env) { return run(command, env, PATIENCE); }
 
     /** The same, and its exitCode() and awaitLog() wait for so long. */
     static Hook run(List<String> command, Map<String, String> env, Duration patience) {
@@ -97,73 +77,50 @@ final class Hook implements AutoCloseable {
 
     /** The command line that JBang makes of the script, without the arguments. */
     static List<String> javaCommand() {
-        List<String> command = new ArrayList<>();
-        command.add(Path.of(System.getProperty("java.home"), "bin/java").toString());
-        command.addAll(directive("JAVA_OPTIONS"));
-        command.addAll(List.of("-cp", classpath(), "BuildkitPrestop"));
-        return command;
+        List<String> java = List.of(System.getProperty("java.home") + "/bin/java");
+        List<String> main = List.of("-cp", classpath(), "BuildkitPrestop");
+        return Stream.of(java, directive("JAVA_OPTIONS"), main).flatMap(List::stream).toList();
     }
 
     /** The words behind a directive in the script's header. */
     static List<String> directive(String name) {
-        try (Stream<String> lines = Files.lines(SCRIPT)) {
-            return lines.filter(line -> line.startsWith("//" + name + " "))
-                    .flatMap(line -> Stream.of(line.split(" ")).skip(1)).toList();
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
+        return assertDoesNotThrow(() -> Files.readAllLines(SCRIPT)).stream()
+                .filter(line -> line.startsWith("//" + name + " "))
+                .flatMap(line -> Stream.of(line.split(" ")).skip(1)).toList();
     }
 
     private static synchronized String classpath() {
         if (classpath == null) {
-            jbang("build");
-            classpath = jbang("info", "classpath");
+            ProcessBuilder jbang = new ProcessBuilder("sh", "-c",
+                    "test/jbang build \"$0\" >&2 && test/jbang info classpath \"$0\"", SCRIPT.toString());
+            jbang.redirectError(ProcessBuilder.Redirect.INHERIT);
+            classpath = assertDoesNotThrow(() -> jbang.start().inputReader().readLine());
         }
         return classpath;
     }
 
-    private static String jbang(String... command) {
-        List<String> line = new ArrayList<>(List.of("test/jbang"));
-        line.addAll(Arrays.asList(command));
-        line.add(SCRIPT.toString());
-        try {
-            Process jbang = new ProcessBuilder(line).redirectError(ProcessBuilder.Redirect.INHERIT).start();
-            return new String(jbang.getInputStream().readAllBytes(), StandardCharsets.UTF_8).strip();
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
-    }
-
-    Process process() {
-        return process;
-    }
+    Process process() { return process; }
 
     /** Time since the start. */
-    Duration age() {
-        return Duration.ofNanos(System.nanoTime() - started);
-    }
+    Duration age() { return Duration.ofNanos(System.nanoTime() - started); }
 
     /** The exit code, once the hook has ended and all its output is read. */
     int exitCode() {
         waitUntil("the hook ends", patience, () -> !process.isAlive());
-        waitUntil("its output ends", () -> out.contains(null) && err.contains(null));
+        waitUntil("its output ends", this::isAllRead);
         return process.exitValue();
     }
 
+    private boolean isAllRead() { return readers.stream().noneMatch(Thread::isAlive); }
+
     /** The lines printed on stdout so far. */
-    List<String> out() {
-        return copy(out);
-    }
+    List<String> out() { return List.copyOf(out); }
 
     /** The lines printed on stderr so far. */
-    List<String> err() {
-        return copy(err);
-    }
+    List<String> err() { return List.copyOf(err); }
 
     /** The log so far, each line parsed as JSON. */
-    List<JsonNode> log() {
-        return err().stream().map(Hook::json).toList();
-    }
+    List<JsonNode> log() { return err().stream().map(Hook::json).toList(); }
 
     /** The messages of the log so far that have this level. */
     List<String> messages(String level) {
@@ -186,7 +143,7 @@ final class Hook implements AutoCloseable {
     /** Waits until so many checks have seen this, for at most PATIENCE. Fails where the hook ends before. */
     Hook awaitChecks(String seen, int number) {
         waitUntil(number + " checks see " + seen,
-                () -> !process.isAlive() || Collections.frequency(checks(), seen) >= number);
+                () -> isAllRead() || Collections.frequency(checks(), seen) >= number);
         if (Collections.frequency(checks(), seen) < number) {
             throw new AssertionError("it ended before " + number + " checks saw " + seen + ": " + err());
         }
@@ -198,27 +155,16 @@ final class Hook implements AutoCloseable {
         List<ProcessHandle> children = process.descendants().toList();
         process.destroyForcibly();
         children.forEach(ProcessHandle::destroyForcibly);
-        try {
-            process.waitFor(10, TimeUnit.SECONDS);
-        } catch (InterruptedException e) {
-            Thread.currentThread().interrupt();
-        }
+        process.onExit().completeOnTimeout(process, 10, TimeUnit.SECONDS).join();
     }
 
     /** Parses one line, which must be one whole JSON value. */
     static JsonNode json(String line) {
-        try {
-            return JSON.readerFor(JsonNode.class)
-                    .with(DeserializationFeature.FAIL_ON_TRAILING_TOKENS).readValue(line);
-        } catch (IOException e) {
-            throw new AssertionError("not JSON: " + line, e);
-        }
+        return assertDoesNotThrow(() -> JSON.readValue(line, JsonNode.class), () -> "not JSON: " + line);
     }
 
     /** Waits for the condition, at most PATIENCE. */
-    static void waitUntil(String what, BooleanSupplier condition) {
-        waitUntil(what, PATIENCE, condition);
-    }
+    static void waitUntil(String what, BooleanSupplier condition) { waitUntil(what, PATIENCE, condition); }
 
     private static void waitUntil(String what, Duration patience, BooleanSupplier condition) {
         long start = System.nanoTime();
@@ -231,33 +177,21 @@ final class Hook implements AutoCloseable {
     }
 
     /** Sleeps, where time itself is what is tested. */
-    static void pause(long ms) {
-        try {
-            Thread.sleep(ms);
-        } catch (InterruptedException e) {
-            throw new IllegalStateException(e);
-        }
-    }
+    static void pause(long ms) { assertDoesNotThrow(() -> Thread.sleep(ms)); }
 
-    private List<String> copy(List<String> lines) {
-        synchronized (lines) {
-            return lines.stream().filter(line -> line != null).toList();
-        }
-    }
-
-    /** Collects the lines of a stream as they come, and a null at its end. */
-    private static List<String> lines(InputStream in) {
+    /** Starts to collect the lines as they come. */
+    private List<String> collect(BufferedReader text) {
         List<String> lines = Collections.synchronizedList(new ArrayList<>());
         Thread reader = new Thread(() -> {
-            try (BufferedReader text = new BufferedReader(new InputStreamReader(in, StandardCharsets.UTF_8))) {
+            try (text) {
                 text.lines().forEach(lines::add);
             } catch (IOException | UncheckedIOException e) {
                 // the process was ended by close()
             }
-            lines.add(null);
         });
         reader.setDaemon(true);
         reader.start();
+        readers.add(reader);
         return lines;
     }
 }

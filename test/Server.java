@@ -1,15 +1,9 @@
-import java.io.IOException;
-import java.io.UncheckedIOException;
-import java.net.InetAddress;
-import java.net.ServerSocket;
-import java.net.Socket;
-import java.net.StandardProtocolFamily;
-import java.net.UnixDomainSocketAddress;
-import java.nio.channels.ServerSocketChannel;
-import java.nio.channels.SocketChannel;
+import java.io.*;
+import java.net.*;
+import java.nio.channels.*;
 import java.nio.file.Path;
-import java.util.ArrayList;
-import java.util.List;
+import java.util.*;
+import java.util.concurrent.Callable;
 
 /** Stands for buildkitd: listens on a free loopback port and holds the connections that the test opens to it. */
 final class Server implements AutoCloseable {
@@ -22,37 +16,23 @@ final class Server implements AutoCloseable {
     }
 
     /** Listens on every address, IPv4 and IPv6, as buildkitd does. */
-    static Server start() {
-        return at("::");
-    }
+    static Server start() { return at("::"); }
 
     /** Listens on one address, such as 127.0.0.1 or ::1. */
     static Server at(String address) {
-        try {
-            return new Server(new ServerSocket(0, 300, InetAddress.getByName(address)));
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
+        return new Server(unchecked(() -> new ServerSocket(0, 300, InetAddress.getByName(address))));
     }
 
-    int port() {
-        return listener.getLocalPort();
-    }
+    int port() { return listener.getLocalPort(); }
 
     /** Opens a connection from 127.0.0.1. */
-    Connection connect() {
-        return connect("127.0.0.1");
-    }
+    Connection connect() { return connect("127.0.0.1"); }
 
     /** Opens a connection to the address, which must be one that the server listens on. */
     Connection connect(String address) {
-        try {
-            Connection connection = new Connection(new Socket(address, port()), listener.accept());
-            open.add(connection);
-            return connection;
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
+        Connection connection = unchecked(() -> new Connection(new Socket(address, port()), listener.accept()));
+        open.add(connection);
+        return connection;
     }
 
     @Override
@@ -61,10 +41,18 @@ final class Server implements AutoCloseable {
         closeQuietly(listener);
     }
 
-    private static void closeQuietly(AutoCloseable socket) {
+    private static <T> T unchecked(Callable<T> socketCall) {
+        try {
+            return socketCall.call();
+        } catch (Exception e) {
+            throw new IllegalStateException(e);
+        }
+    }
+
+    private static void closeQuietly(Closeable socket) {
         try {
             socket.close();
-        } catch (Exception e) {
+        } catch (IOException e) {
             // it is gone either way
         }
     }
@@ -87,34 +75,19 @@ final class Server implements AutoCloseable {
 
         /** Listens on a file that is not there yet. */
         OnSocket(Path file) {
-            try {
-                address = UnixDomainSocketAddress.of(file);
-                listener = ServerSocketChannel.open(StandardProtocolFamily.UNIX).bind(address);
-            } catch (IOException e) {
-                throw new UncheckedIOException(e);
-            }
+            address = UnixDomainSocketAddress.of(file);
+            listener = unchecked(() -> ServerSocketChannel.open(StandardProtocolFamily.UNIX).bind(address));
         }
 
         /** Opens a connection, which the server does not accept yet. Returns the client's end. */
-        SocketChannel knock() {
-            try {
-                SocketChannel client = SocketChannel.open(address);
-                open.add(client);
-                return client;
-            } catch (IOException e) {
-                throw new UncheckedIOException(e);
-            }
-        }
+        SocketChannel knock() { return keep(unchecked(() -> SocketChannel.open(address))); }
 
         /** Accepts the connection that has waited longest. Returns the server's end. */
-        SocketChannel accept() {
-            try {
-                SocketChannel server = listener.accept();
-                open.add(server);
-                return server;
-            } catch (IOException e) {
-                throw new UncheckedIOException(e);
-            }
+        SocketChannel accept() { return keep(unchecked(listener::accept)); }
+
+        private SocketChannel keep(SocketChannel end) {
+            open.add(end);
+            return end;
         }
 
         /** Opens a connection. Closing what is returned closes both ends, the client's first. */

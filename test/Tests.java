@@ -12,24 +12,15 @@
 //SOURCES Tools.java
 //MAIN Tests
 
-import java.io.IOException;
-import java.io.PrintWriter;
-import java.nio.file.Files;
-import java.nio.file.Path;
-import java.util.List;
-import java.util.logging.Level;
-import java.util.logging.Logger;
+import java.io.*;
+import java.util.*;
+import java.util.logging.*;
 import java.util.stream.Stream;
 import org.junit.platform.engine.TestExecutionResult;
 import org.junit.platform.engine.discovery.DiscoverySelectors;
-import org.junit.platform.launcher.LauncherDiscoveryRequest;
-import org.junit.platform.launcher.TestExecutionListener;
-import org.junit.platform.launcher.TestIdentifier;
-import org.junit.platform.launcher.TestPlan;
-import org.junit.platform.launcher.core.LauncherDiscoveryRequestBuilder;
-import org.junit.platform.launcher.core.LauncherFactory;
-import org.junit.platform.launcher.listeners.SummaryGeneratingListener;
-import org.junit.platform.launcher.listeners.TestExecutionSummary;
+import org.junit.platform.launcher.*;
+import org.junit.platform.launcher.core.*;
+import org.junit.platform.launcher.listeners.*;
 
 /** Runs the test classes and sums up. Start it from the repository's root, as test/run does. */
 class Tests {
@@ -38,38 +29,35 @@ class Tests {
     private static final Logger JUNIT_LOG = Logger.getLogger("org.junit");
 
     /** Takes the names of the classes to run; none: all of them. */
-    public static void main(String... names) throws IOException {
+    public static void main(String... names) {
         JUNIT_LOG.setLevel(Level.SEVERE);
         Hook.javaCommand(); // JBang compiles the script before the first test waits for a hook
         List<String> chosen = names.length == 0 ? allClasses() : List.of(names);
         LauncherDiscoveryRequest request = LauncherDiscoveryRequestBuilder.request()
                 .selectors(chosen.stream().map(DiscoverySelectors::selectClass).toList())
-                .configurationParameter("junit.jupiter.execution.parallel.enabled", "true")
-                .configurationParameter("junit.jupiter.execution.parallel.mode.default", "concurrent")
-                .configurationParameter("junit.jupiter.execution.parallel.config.executor-service",
-                        "WORKER_THREAD_POOL")
-                .configurationParameter("junit.jupiter.execution.parallel.config.strategy", "fixed")
-                .configurationParameter("junit.jupiter.execution.parallel.config.fixed.parallelism", "6")
-                // For what hangs, and longer than any patience.
-                .configurationParameter("junit.jupiter.execution.timeout.default", "20 m")
+                .configurationParameters(Map.of("junit.jupiter.execution.parallel.enabled", "true",
+                        "junit.jupiter.execution.parallel.mode.default", "concurrent",
+                        "junit.jupiter.execution.parallel.config.executor-service", "WORKER_THREAD_POOL",
+                        "junit.jupiter.execution.parallel.config.strategy", "fixed",
+                        "junit.jupiter.execution.parallel.config.fixed.parallelism", "6",
+                        "junit.jupiter.execution.timeout.default", "20 m")) // for what hangs, longer than any patience
                 .build();
         SummaryGeneratingListener sum = new SummaryGeneratingListener();
         LauncherFactory.create().execute(request, sum, new Progress());
         TestExecutionSummary summary = sum.getSummary();
         summary.printFailuresTo(new PrintWriter(System.out, true), 5);
-        long skipped = summary.getTestsSkippedCount() + summary.getTestsAbortedCount();
+        // What is aborted before it has tests, such as a class without its commands, counts as one.
+        long skipped = summary.getTestsSkippedCount() + summary.getTestsAbortedCount()
+                + summary.getContainersAbortedCount();
         long failed = summary.getTotalFailureCount();
-        System.out.println(
-                summary.getTestsSucceededCount() + " passed, " + failed + " failed, " + skipped + " skipped");
+        System.out.printf("%d passed, %d failed, %d skipped%n", summary.getTestsSucceededCount(), failed, skipped);
         boolean skippingIsFailing = "true".equals(System.getenv("CI"));
         System.exit(failed > 0 || skippingIsFailing && skipped > 0 || summary.getTestsSucceededCount() == 0 ? 1 : 0);
     }
 
-    private static List<String> allClasses() throws IOException {
-        try (Stream<Path> files = Files.list(Path.of("test"))) {
-            return files.map(file -> file.getFileName().toString()).filter(name -> name.endsWith("Test.java"))
-                    .map(name -> name.replace(".java", "")).sorted().toList();
-        }
+    private static List<String> allClasses() {
+        return Stream.of(new File("test").list()).filter(name -> name.endsWith("Test.java"))
+                .map(name -> name.replace(".java", "")).sorted().toList();
     }
 
     /** One line per test that ended. */
@@ -77,9 +65,7 @@ class Tests {
         private TestPlan plan;
 
         @Override
-        public void testPlanExecutionStarted(TestPlan plan) {
-            this.plan = plan;
-        }
+        public void testPlanExecutionStarted(TestPlan plan) { this.plan = plan; }
 
         @Override
         public void executionSkipped(TestIdentifier test, String reason) {

@@ -1,18 +1,12 @@
-import java.io.File;
-import java.io.IOException;
-import java.io.Reader;
-import java.io.UncheckedIOException;
+import static org.junit.jupiter.api.Assertions.assertDoesNotThrow;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+import static org.junit.jupiter.api.Assumptions.assumeTrue;
+
+import java.io.*;
 import java.nio.charset.StandardCharsets;
-import java.nio.file.Files;
-import java.nio.file.Path;
-import java.nio.file.attribute.PosixFilePermissions;
-import java.util.ArrayList;
-import java.util.LinkedHashMap;
-import java.util.List;
-import java.util.Map;
-import java.util.Properties;
+import java.nio.file.*;
+import java.util.*;
 import java.util.stream.Stream;
-import org.junit.jupiter.api.Assumptions;
 
 /** The commands that a test needs beside the JDK. Where one is not installed, the test is skipped and says so. */
 final class Tools {
@@ -23,17 +17,19 @@ final class Tools {
     /** Where test/jbang keeps JBang. */
     static final Path JBANG_DIR = Path.of(System.getenv().getOrDefault("JBANG_DIR", HOME + "/.jbang"));
 
-    private Tools() {
-    }
+    private Tools() { }
 
     /** Where the command is; aborts the test where it is not installed. */
     static Path require(String command) {
-        Path found = Stream.of(System.getenv("PATH").split(":"))
-                .map(directory -> Path.of(directory, command).toAbsolutePath())
-                .filter(file -> Files.isExecutable(file) && !Files.isDirectory(file))
-                .findFirst().orElse(null);
-        Assumptions.assumeTrue(found != null, "needs the command " + command);
-        return found;
+        Optional<Path> found = find(command, System.getenv("PATH")).findFirst();
+        assumeTrue(found.isPresent(), "needs the command " + command);
+        return found.get();
+    }
+
+    /** The commands of this name on a path such as /usr/bin:/bin. */
+    static Stream<Path> find(String command, String path) {
+        return Stream.of(path.split(":")).map(directory -> Path.of(directory, command).toAbsolutePath())
+                .filter(file -> Files.isExecutable(file) && !Files.isDirectory(file));
     }
 
     /**
@@ -41,14 +37,9 @@ final class Tools {
      * becomes the command whose name the link has.
      */
     static String only(Path emptyDirectory, Map<String, Path> links) {
-        try {
-            Files.createDirectories(emptyDirectory);
-            for (Map.Entry<String, Path> link : links.entrySet()) {
-                Files.createSymbolicLink(emptyDirectory.resolve(link.getKey()), link.getValue());
-            }
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
+        assertDoesNotThrow(() -> Files.createDirectories(emptyDirectory));
+        links.forEach((name, command) ->
+                assertDoesNotThrow(() -> Files.createSymbolicLink(emptyDirectory.resolve(name), command)));
         return emptyDirectory.toString();
     }
 
@@ -57,17 +48,16 @@ final class Tools {
      * process had open for writing could still be open in a child that it starts meanwhile, and then cannot be run.
      */
     static void stub(Path file, String script) {
-        if (!succeeds("sh", "-c", "printf '#!/bin/sh\\n%s' \"$2\" >\"$1\" && chmod 755 \"$1\" && mv \"$1\" \"$0\"",
-                file.toString(), file + ".new", script)) {
-            throw new IllegalStateException("cannot write " + file);
-        }
+        assertTrue(succeeds("sh", "-c",
+                "printf '#!/bin/sh\\n%s' \"$2\" >\"$1\" && chmod 755 \"$1\" && mv \"$1\" \"$0\"",
+                file.toString(), file + ".new", script), "cannot write " + file);
     }
 
     /** Aborts the test where it may not make namespaces or become another user. */
     static void requireRoot() {
         require("unshare");
         require("setpriv");
-        Assumptions.assumeTrue(succeeds("unshare", "--mount", "--net", "--pid", "--fork",
+        assumeTrue(succeeds("unshare", "--mount", "--net", "--pid", "--fork",
                 "setpriv", "--reuid", "65534", "--clear-groups", "true"),
                 "needs root that may make namespaces (unshare) and change users (setpriv)");
     }
@@ -79,43 +69,33 @@ final class Tools {
 
     /** Hook.javaCommand() for any user and any place: its jars copied to a directory that everybody can read. */
     static List<String> javaCommandForEveryone(Path directory) {
-        try {
-            Files.createDirectories(directory);
-            openToEveryone(directory);
-            List<String> command = new ArrayList<>(Hook.javaCommand());
-            int classpath = command.indexOf("-cp") + 1;
-            List<String> copies = new ArrayList<>();
-            for (String jar : command.get(classpath).split(":")) {
-                Path copy = directory.resolve(Path.of(jar).getFileName());
-                Files.copy(Path.of(jar), copy);
-                Files.setPosixFilePermissions(copy, PosixFilePermissions.fromString("rw-r--r--"));
-                copies.add(copy.toString());
-            }
-            command.set(classpath, String.join(":", copies));
-            Assumptions.assumeTrue(succeeds("setpriv", "--reuid", "65534", "--clear-groups",
-                    "test", "-x", command.get(0)), "needs a JDK that every user may run");
-            return command;
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
+        List<String> command = new ArrayList<>(Hook.javaCommand());
+        assumeTrue(succeeds("setpriv", "--reuid", "65534", "--clear-groups", "test", "-x", command.get(0)),
+                "needs a JDK that every user may run");
+        int classpath = command.indexOf("-cp") + 1;
+        Stream.of(command.get(classpath).split(":")).map(Path::of)
+                .forEach(jar -> copy(jar.getParent(), jar.getFileName().toString(), directory));
+        openToEveryone(directory);
+        command.set(classpath, directory + "/*");
+        return command;
     }
 
     /** Copies what JBang and test/jbang fetch for the script, so that a test needs no network: JBang and picocli. */
     static void copyFetched(Path jbangDirectory, Path repository) {
-        Path picocli = picocli().getParent();
-        Path version = repository.resolve("info/picocli/picocli").resolve(picocli.getFileName());
-        try {
-            Files.createDirectories(jbangDirectory);
-            Files.createDirectories(version);
-            for (File file : JBANG_DIR.toFile().listFiles((directory, name) -> name.endsWith("-all.jar"))) {
-                Files.copy(file.toPath(), jbangDirectory.resolve(file.getName()));
+        Path version = picocli().getParent();
+        copy(JBANG_DIR, "*-all.jar", jbangDirectory);
+        copy(version, "*", repository.resolve("info/picocli/picocli").resolve(version.getFileName()));
+    }
+
+    private static void copy(Path from, String glob, Path to) {
+        assertDoesNotThrow(() -> {
+            Files.createDirectories(to);
+            try (DirectoryStream<Path> files = Files.newDirectoryStream(from, glob)) {
+                for (Path file : files) {
+                    Files.copy(file, to.resolve(file.getFileName()));
+                }
             }
-            for (File file : picocli.toFile().listFiles()) {
-                Files.copy(file.toPath(), version.resolve(file.getName()));
-            }
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
+        });
     }
 
     /** Picocli's jar, where JBang keeps it. */
@@ -125,13 +105,9 @@ final class Tools {
                 .map(Path::of).findFirst().orElseThrow();
     }
 
-    /** Lets every user read the directory. JUnit's temporary directories are their owner's alone. */
+    /** Lets every user read the directory and what is in it. JUnit's temporary directories are their owner's alone. */
     static void openToEveryone(Path directory) {
-        try {
-            Files.setPosixFilePermissions(directory, PosixFilePermissions.fromString("rwxr-xr-x"));
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
+        assertTrue(succeeds("chmod", "-R", "a+rX", directory.toString()));
     }
 
     /** The JDK that runs this, and then those installed beside it that are not too old, by version. */
@@ -139,22 +115,23 @@ final class Tools {
         Map<String, Path> jdks = new LinkedHashMap<>();
         Path own = Path.of(System.getProperty("java.home"));
         jdks.put(System.getProperty("java.version"), own);
-        try (Stream<Path> beside = Files.list(own.toRealPath().getParent())) {
-            for (Path jdk : beside.filter(jdk -> Files.isExecutable(jdk.resolve("bin/javac"))
-                    && Files.exists(jdk.resolve("release"))).toList()) {
-                Properties release = new Properties();
-                try (Reader file = Files.newBufferedReader(jdk.resolve("release"))) {
-                    release.load(file);
-                }
-                String version = release.getProperty("JAVA_VERSION").replace("\"", "");
-                if (version.matches("(1[7-9]|[2-9]\\d)\\b.*")) {
-                    jdks.putIfAbsent(version, jdk);
+        assertDoesNotThrow(() -> {
+            try (DirectoryStream<Path> beside = Files.newDirectoryStream(own.toRealPath().getParent(), Tools::isJdk)) {
+                for (Path jdk : beside) {
+                    Properties release = new Properties();
+                    release.load(new StringReader(Files.readString(jdk.resolve("release"))));
+                    String version = release.getProperty("JAVA_VERSION").replace("\"", "");
+                    if (version.matches("(1[7-9]|[2-9]\\d)\\b.*")) {
+                        jdks.putIfAbsent(version, jdk);
+                    }
                 }
             }
-        } catch (IOException e) {
-            throw new UncheckedIOException(e);
-        }
+        });
         return jdks;
+    }
+
+    private static boolean isJdk(Path directory) {
+        return Files.isExecutable(directory.resolve("bin/javac")) && Files.exists(directory.resolve("release"));
     }
 
     /** Whether the process runs; one that has ended and was not waited for does not. */
