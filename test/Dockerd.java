@@ -1,24 +1,14 @@
-import java.io.IOException;
-import java.io.UncheckedIOException;
-import java.net.InetAddress;
-import java.net.ServerSocket;
-import java.net.Socket;
-import java.nio.file.Files;
-import java.nio.file.Path;
-import java.util.ArrayList;
-import java.util.HashMap;
-import java.util.HashSet;
-import java.util.List;
-import java.util.Map;
-import java.util.Set;
-import java.util.concurrent.BlockingQueue;
-import java.util.concurrent.LinkedBlockingQueue;
-import java.util.concurrent.ThreadLocalRandom;
-import java.util.concurrent.TimeUnit;
-import java.util.regex.Matcher;
-import java.util.regex.Pattern;
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.junit.jupiter.api.Assertions.assertDoesNotThrow;
+import static org.junit.jupiter.api.Assumptions.assumeFalse;
+
+import java.io.*;
+import java.net.*;
+import java.nio.file.*;
+import java.util.*;
+import java.util.concurrent.*;
+import java.util.regex.*;
 import java.util.stream.Stream;
-import org.junit.jupiter.api.Assumptions;
 
 /** A dockerd with all its state in one directory, and with several addresses, so that each test has one to itself. */
 final class Dockerd implements AutoCloseable {
@@ -35,63 +25,43 @@ final class Dockerd implements AutoCloseable {
     Dockerd(Docker docker, Path directory) {
         this.docker = docker;
         this.directory = directory;
-        for (int port : freePorts()) {
-            free.add(new Address(this, port, directory.resolve("docker-" + port + ".sock")));
-        }
+        // Below the ports that the kernel gives to clients, so that no other test's connection takes one.
+        ThreadLocalRandom.current().ints(10_000, 32_000).filter(Dockerd::isFree).distinct().limit(ADDRESSES)
+                .forEach(port -> free.add(new Address(this, port, directory.resolve("docker-" + port + ".sock"))));
         process = Hook.run(docker.daemonCommand(directory, free.stream()
                 .flatMap(address -> Stream.of(address.tcp(), address.unix())).toArray(String[]::new)),
                 docker.environment);
         Runtime.getRuntime().addShutdownHook(new Thread(this::stop)); // when the tests are interrupted
     }
 
+    private static boolean isFree(int port) {
+        try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getLoopbackAddress())) {
+            return true;
+        } catch (IOException e) {
+            return false;
+        }
+    }
+
+    /** Waits until it answers, at most Hook.PATIENCE. */
     void awaitReady() {
         String host = free.element().tcp();
         Hook.waitUntil("dockerd answers", () -> {
-            if (!process.process().isAlive()) {
-                throw new AssertionError("dockerd did not start:\n" + String.join("\n", process.err()));
-            }
+            assertThat(process.process().isAlive()).as("dockerd runs. It said: " + process.err()).isTrue();
             return docker.run(host, "version").exitCode() == 0;
         });
     }
 
     /** Waits for an address that no other test uses. */
-    Address takeAddress() {
-        try {
-            return free.take();
-        } catch (InterruptedException e) {
-            throw new IllegalStateException(e);
-        }
-    }
+    Address takeAddress() { return assertDoesNotThrow(free::take); }
 
     /** Where one test's clients find the daemon. Its hook sees no other test's builds. Closing it gives it back. */
     record Address(Dockerd dockerd, int port, Path socket) implements AutoCloseable {
+        String tcp() { return "tcp://127.0.0.1:" + port; }
 
-        String tcp() {
-            return "tcp://127.0.0.1:" + port;
-        }
-
-        String unix() {
-            return "unix://" + socket;
-        }
+        String unix() { return "unix://" + socket; }
 
         @Override
-        public void close() {
-            dockerd.free.add(this);
-        }
-    }
-
-    /** Ports below those that the kernel gives to clients, so that no other test's connection takes one. */
-    private static Set<Integer> freePorts() {
-        Set<Integer> found = new HashSet<>();
-        while (found.size() < ADDRESSES) {
-            int port = ThreadLocalRandom.current().nextInt(10_000, 32_000);
-            try (ServerSocket socket = new ServerSocket(port, 1, InetAddress.getByName("127.0.0.1"))) {
-                found.add(port);
-            } catch (IOException e) {
-                // somebody has it
-            }
-        }
-        return found;
+        public void close() { dockerd.free.add(this); }
     }
 
     @Override
@@ -100,21 +70,15 @@ final class Dockerd implements AutoCloseable {
         // What dockerd could not unmount must not be in the way of deleting the directory, nor be deleted with it.
         Hook unmount = Hook.run(List.of("sh", "-c", "awk -v dir=\"$0/\" 'index($2, dir) == 1 { print $2 }'"
                 + " /proc/self/mounts | sort -r | xargs -r umount", directory.toString()), Map.of());
-        if (unmount.exitCode() != 0) {
-            throw new AssertionError(unmount.err());
-        }
+        assertThat(unmount.exitCode()).as(String.join("\n", unmount.err())).isZero();
     }
 
     /** Ends dockerd, its containerd, and whatever they still run. */
     private void stop() {
-        List<ProcessHandle> processes = new ArrayList<>(process.process().descendants().toList());
-        processes.add(process.process().toHandle());
-        process.process().destroy();
-        try {
-            process.process().waitFor(15, TimeUnit.SECONDS);
-        } catch (InterruptedException e) {
-            Thread.currentThread().interrupt();
-        }
+        Process daemon = process.process();
+        List<ProcessHandle> processes = Stream.concat(daemon.descendants(), Stream.of(daemon.toHandle())).toList();
+        daemon.destroy();
+        daemon.onExit().completeOnTimeout(daemon, 15, TimeUnit.SECONDS).join();
         processes.forEach(ProcessHandle::destroyForcibly);
         Hook.waitUntil("dockerd's processes end", () -> processes.stream().noneMatch(ProcessHandle::isAlive));
     }
@@ -129,59 +93,41 @@ final class Dockerd implements AutoCloseable {
                 ARG GATE
                 RUN ["/bin/busybox", "sh", "-c", "exit $(/bin/busybox nc 127.0.0.1 $GATE)"]
                 """;
-        private final ServerSocket server;
+        private final ServerSocket server =
+                assertDoesNotThrow(() -> new ServerSocket(0, 1, InetAddress.getLoopbackAddress()));
         private Socket step;
 
-        Gate() {
-            try {
-                server = new ServerSocket(0, 1, InetAddress.getByName("127.0.0.1"));
-                server.setSoTimeout((int) Hook.PATIENCE.toMillis());
-            } catch (IOException e) {
-                throw new UncheckedIOException(e);
-            }
-        }
+        String argument() { return "--build-arg=GATE=" + server.getLocalPort(); }
 
-        String argument() {
-            return "--build-arg=GATE=" + server.getLocalPort();
-        }
-
-        /** Waits until the client's build runs. */
+        /** Waits until the client's build runs, at most Hook.PATIENCE. */
         void awaitStep(Hook client) {
-            try {
-                step = server.accept();
-                step.setSoTimeout((int) Hook.PATIENCE.toMillis());
-            } catch (IOException e) {
-                throw new AssertionError("the build does not run:\n" + String.join("\n", client.err()), e);
-            }
+            step = assertDoesNotThrow(() -> {
+                server.setSoTimeout((int) Hook.PATIENCE.toMillis());
+                return server.accept();
+            }, () -> "the build does not run:\n" + String.join("\n", client.err()));
         }
 
         /** Lets the step end with the exit code, a digit. */
         void open(int exitCode) {
-            try {
+            assertDoesNotThrow(() -> {
                 step.getOutputStream().write('0' + exitCode);
                 step.shutdownOutput();
-            } catch (IOException e) {
-                throw new UncheckedIOException(e);
-            }
+            });
         }
 
+        /** Waits until the step has ended or was ended, at most Hook.PATIENCE. */
         void awaitStepStopped() {
-            try {
+            assertDoesNotThrow(() -> {
+                step.setSoTimeout((int) Hook.PATIENCE.toMillis());
                 step.getInputStream().readAllBytes();
-            } catch (IOException e) {
-                throw new AssertionError("the step still runs though its client has gone", e);
-            }
+            }, "the step still runs though its client has gone");
         }
 
         @Override
         public void close() {
-            try {
-                server.close();
-                if (step != null) {
-                    step.close();
-                }
-            } catch (IOException e) {
-                throw new UncheckedIOException(e);
+            assertDoesNotThrow(server::close);
+            if (step != null) {
+                assertDoesNotThrow(step::close);
             }
         }
     }
@@ -204,14 +150,15 @@ final class Dockerd implements AutoCloseable {
         private final String client;
         private final String daemon;
 
-        private Docker(Path client, Path daemon, String path, Path home) throws IOException {
+        private Docker(Path client, Path daemon, String path, Path directory) {
             this.client = client.toString();
             this.daemon = daemon.toString();
-            environment = Hook.env("PATH", path, "HOME", home, "TMPDIR", home, "DOCKER_CONFIG", home,
-                    "DOCKER_BUILDKIT", 1,
+            Path home = assertDoesNotThrow(() -> Files.createTempDirectory(directory, "docker"));
+            environment = Hook.env("PATH", path + ":" + System.getenv("PATH"), "HOME", home, "TMPDIR", home,
+                    "DOCKER_CONFIG", home, "DOCKER_BUILDKIT", 1,
                     "BUILDX_BAKE_ENTITLEMENTS_FS", 0); // else bake refuses files outside the working directory
-            Files.writeString(home.resolve("config.json"), "{\"cliPluginsExtraDirs\": [\""
-                    + client.resolveSibling("../libexec/docker/cli-plugins") + "\"]}");
+            assertDoesNotThrow(() -> Files.writeString(home.resolve("config.json"), "{\"cliPluginsExtraDirs\": [\""
+                    + client.resolveSibling("../libexec/docker/cli-plugins") + "\"]}"));
             String clientVersion = version(this.client, "--version");
             String daemonVersion = version(this.daemon, "--version");
             String buildx = version(this.client, "buildx", "version");
@@ -221,34 +168,22 @@ final class Dockerd implements AutoCloseable {
                     + (clientVersion.equals(daemonVersion) ? "" : " and dockerd " + daemonVersion);
         }
 
-        /** All there are, the newest last. Aborts the test where there is none. */
-        static List<Docker> installed(Path directory) throws IOException {
-            List<Docker> found = new ArrayList<>(find(System.getenv("PATH"), directory));
-            String modern = System.getenv("MODERN_DOCKER");
-            if (modern != null) {
-                found.addAll(find(modern + "/bin:" + modern + "/sbin", directory));
-            }
-            Assumptions.assumeFalse(found.isEmpty(),
+        /** All there are, the newest last; their settings are kept in the directory. Aborts where there is none. */
+        static List<Docker> installed(Path directory) {
+            Stream<String> modern = Stream.ofNullable(System.getenv("MODERN_DOCKER"))
+                    .map(folder -> folder + "/bin:" + folder + "/sbin");
+            List<Docker> found = Stream.concat(Stream.of(System.getenv("PATH")), modern)
+                    .flatMap(path -> find(path, directory).stream()).toList();
+            assumeFalse(found.isEmpty(),
                     "needs dockerd and a docker that can build with BuildKit (from 23 on: docker-buildx)");
             return found;
         }
 
         /** The first one on the path that can build. */
-        private static List<Docker> find(String path, Path directory) throws IOException {
-            for (Path daemon : commands("dockerd", path).limit(1).toList()) {
-                for (Path client : commands("docker", path).toList()) {
-                    Docker docker = new Docker(client, daemon, path + ":" + System.getenv("PATH"),
-                            Files.createTempDirectory(directory, "docker"));
-                    if (docker.canBuild) {
-                        return List.of(docker);
-                    }
-                }
-            }
-            return List.of();
-        }
-
-        private static Stream<Path> commands(String name, String path) {
-            return Stream.of(path.split(":")).map(place -> Path.of(place, name)).filter(Files::isExecutable);
+        private static Optional<Docker> find(String path, Path directory) {
+            return Tools.find("dockerd", path).limit(1).flatMap(daemon -> Tools.find("docker", path)
+                    .map(client -> new Docker(client, daemon, path, directory)))
+                    .filter(docker -> docker.canBuild).findFirst();
         }
 
         /** Empty where the command fails. */
@@ -259,9 +194,7 @@ final class Dockerd implements AutoCloseable {
             return code == 0 && version.find() ? version.group() : "";
         }
 
-        private static boolean old(String version) {
-            return version.matches("(1\\d|2[0-2])\\..*");
-        }
+        private static boolean old(String version) { return version.matches("(1\\d|2[0-2])\\..*"); }
 
         /** Starts the client, which connects to the host. */
         Hook run(String host, String... arguments) {
