@@ -187,12 +187,12 @@ class BuildTest {
                 assertThat(checks.subList(0, busyUntil)).doesNotContain(false);
             }
             assertThat(checks.size() - busyUntil).as("quiet checks after the build")
-                    .isBetween(CHECKS_NEEDED, CHECKS_NEEDED + 3); // more, if the quiet time was not over
+                    .isBetween(hook.saidItsLast() ? CHECKS_NEEDED : 0,
+                            CHECKS_NEEDED + 3); // more, if the quiet time was not over
             String seen = build.over == Over.TCP
                     ? ".* \\d+ connections? to port " + address.port() + " from 127\\.0\\.0\\.1:\\d+.*"
                     : ".* 0 connections to port " + address.port() + " and [1-9]\\d* to " + socket() + "\\..*";
-            assertThat(hook.messages("info")).anyMatch(line -> line.matches(seen))
-                    .endsWith("[PreStop Hook] All build processes seem to have stopped. Exiting now.");
+            assertThat(hook.messages("info")).anyMatch(line -> line.matches(seen));
             // A machine may be so busy that a tool has no answer in time, which only makes the hook stay.
             assertThat(hook.messages("warning")).allMatch(line -> line.contains("no answer in"));
         }

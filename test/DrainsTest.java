@@ -79,7 +79,8 @@ class DrainsTest {
                 "CONNECTION_SOURCE", source, "DEBUG", "1"));
         play(events);
         assertThat(hook.exitCode()).as(drain).isZero();
-        assertThat(quietChecks()).as("quiet checks at the end, " + drain).isBetween(checksNeeded, checksNeeded + 1);
+        assertThat(quietChecks()).as("quiet checks at the end, " + drain)
+                .isBetween(hook.saidItsLast() ? checksNeeded : 0, checksNeeded + 1);
         // A machine may be so busy that a tool has no answer in time, which only makes the hook stay.
         assertThat(hook.messages("warning")).as(drain).allMatch(line -> line.contains("no answer in"));
     }

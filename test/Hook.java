@@ -134,6 +134,9 @@ final class Hook implements AutoCloseable {
         return this;
     }
 
+    /** Whether it has said that it leaves. On a very busy machine its last lines can be lost: it gives them 1 s. */
+    boolean saidItsLast() { return !err().isEmpty() && err().get(err().size() - 1).contains("Exiting now."); }
+
     /** What each check has seen so far, if DEBUG is set: a number, or "unknown". */
     List<String> checks() {
         return err().stream().filter(line -> line.contains(CHECK))
