@@ -69,7 +69,13 @@ class StartTest {
                 Hook netstat = way.start(server, "--source=netstat"); Hook ss = way.start(server, "--source=ss");
                 Hook procfs = way.start(server, "--source=procfs"); Hook mistaken = way.start(server, "--port=none")) {
             List<Hook> waiting = List.of(netstat, ss, procfs);
-            waiting.forEach(hook -> hook.awaitLog("1 connection to port " + server.port()));
+            for (Hook hook : waiting) {
+                hook.awaitLog(" to port " + server.port());
+                // A machine may be so busy that a tool has no answer in time, which only makes the hook stay.
+                assertThat(hook.err())
+                        .noneMatch(line -> line.contains("Cannot tell") && !line.contains("no answer in"));
+                hook.awaitLog("1 connection to port " + server.port());
+            }
             build.close();
             waiting.forEach(hook -> assertThat(hook.exitCode()).isZero());
             assertThat(mistaken.exitCode()).isEqualTo(2);
