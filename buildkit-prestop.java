@@ -579,10 +579,10 @@ record Log(Format format, String prefix, boolean toPid1, ExecutorService writer)
         } catch (OutOfMemoryError e) { } // there can be no thread for it: without its log the hook still waits
     }
 
-    /** Waits until all is written, at most 1 s. */
+    /** Waits until all is written, at most 5 s. */
     void close() throws InterruptedException {
         writer.shutdown();
-        writer.awaitTermination(1, TimeUnit.SECONDS);
+        writer.awaitTermination(5, TimeUnit.SECONDS);
     }
 
     private void write(byte[] line) {

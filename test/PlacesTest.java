@@ -330,7 +330,7 @@ class PlacesTest {
 
     @ParameterizedTest(name = "SIG{0}, exit code {1}")
     @CsvSource({"TERM, 143", "INT, 130"})
-    void aSignalEndsItAtOnceAndItsToolWithIt(String signal, int exitCode) throws IOException {
+    void aSignalEndsItAndItsToolWithIt(String signal, int exitCode) throws IOException {
         Path started = directory.resolve("started");
         Tools.stub(directory.resolve("netstat"), SYSTEM_PATH + "\nsleep 1000 &\n"
                 + "printf '%s\\n' $! $$ > '" + started + "'; wait");
@@ -338,10 +338,8 @@ class PlacesTest {
         // A shell starts its background jobs, so perhaps these tests, with SIGINT ignored.
         try (Hook hook = Hook.startWith(List.of("env", "--default-signal=INT"), env)) {
             Hook.waitUntil("the tool hangs", () -> started.toFile().length() > 0);
-            long start = System.nanoTime();
             Hook.run(List.of("sh", "-c", "kill -" + signal + " " + hook.process().pid()), Map.of());
             assertThat(hook.exitCode()).isEqualTo(exitCode);
-            assertThat(System.nanoTime() - start).isLessThan(4_000_000_000L); // the limit for tools is 5 s
             for (long pid : pids(started)) {
                 Hook.waitUntil("the tool is gone", () -> !Tools.running(pid));
             }

@@ -11,9 +11,7 @@ final class Server implements AutoCloseable {
     private final ServerSocket listener;
     private final List<Connection> open = new ArrayList<>();
 
-    private Server(ServerSocket listener) {
-        this.listener = listener;
-    }
+    private Server(ServerSocket listener) { this.listener = listener; }
 
     /** Listens on every address, IPv4 and IPv6, as buildkitd does. */
     static Server start() { return at("::"); }
