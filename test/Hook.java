@@ -18,10 +18,8 @@ final class Hook implements AutoCloseable {
 
     static final Path REPOSITORY = Path.of("").toAbsolutePath();
     static final Path SCRIPT = REPOSITORY.resolve("buildkit-prestop.java");
-    /** How long a test waits for what should come at once; long, because machines that run tests are busy. */
-    static final Duration PATIENCE = Duration.ofMinutes(2);
-    /** The same for what starts JBang: its starts wait for one another in test/jbang, those of other runs too. */
-    static final Duration JBANG_PATIENCE = Duration.ofMinutes(10);
+    /** How long a test waits for what should come at once: machines are busy, and JBang's starts form a queue. */
+    static final Duration PATIENCE = Duration.ofMinutes(10);
 
     private static final String CHECK = "Active connections to buildkitd: ";
     private static final ObjectMapper JSON = new ObjectMapper().enable(DeserializationFeature.FAIL_ON_TRAILING_TOKENS);
@@ -32,10 +30,8 @@ final class Hook implements AutoCloseable {
     private final List<String> out;
     private final List<String> err;
     private final long started = System.nanoTime();
-    private final Duration patience;
 
-    private Hook(ProcessBuilder builder, Duration patience) {
-        this.patience = patience;
+    private Hook(ProcessBuilder builder) {
         process = assertDoesNotThrow(builder::start);
         out = collect(process.inputReader(StandardCharsets.UTF_8));
         err = collect(process.errorReader(StandardCharsets.UTF_8));
@@ -64,15 +60,12 @@ final class Hook implements AutoCloseable {
     }
 
     /** Starts any command in the environment of a hook. */
-    static Hook run(List<String> command, Map<String, String> env) { return run(command, env, PATIENCE); }
-
-    /** The same, and its exitCode() and awaitLog() wait for so long. */
-    static Hook run(List<String> command, Map<String, String> env, Duration patience) {
+    static Hook run(List<String> command, Map<String, String> env) {
         ProcessBuilder builder = new ProcessBuilder(command);
         builder.environment().clear();
         builder.environment().put("PATH", System.getenv("PATH"));
         builder.environment().putAll(env);
-        return new Hook(builder, patience);
+        return new Hook(builder);
     }
 
     /** The command line that JBang makes of the script, without the arguments. */
@@ -106,7 +99,7 @@ final class Hook implements AutoCloseable {
 
     /** The exit code, once the hook has ended and all its output is read. */
     int exitCode() {
-        waitUntil("the hook ends", patience, () -> !process.isAlive());
+        waitUntil("the hook ends", () -> !process.isAlive());
         waitUntil("its output ends", this::isAllRead);
         return process.exitValue();
     }
@@ -130,11 +123,11 @@ final class Hook implements AutoCloseable {
 
     /** Waits until a line of stderr holds the text. */
     Hook awaitLog(String text) {
-        waitUntil("the log says: " + text, patience, () -> err().stream().anyMatch(line -> line.contains(text)));
+        waitUntil("the log says: " + text, () -> err().stream().anyMatch(line -> line.contains(text)));
         return this;
     }
 
-    /** Whether it has said that it leaves. On a very busy machine its last lines can be lost: it gives them 1 s. */
+    /** Whether it has said that it leaves. On a very busy machine its last lines can be lost: it gives them 5 s. */
     boolean saidItsLast() { return !err().isEmpty() && err().get(err().size() - 1).contains("Exiting now."); }
 
     /** What each check has seen so far, if DEBUG is set: a number, or "unknown". */
@@ -167,13 +160,11 @@ final class Hook implements AutoCloseable {
     }
 
     /** Waits for the condition, at most PATIENCE. */
-    static void waitUntil(String what, BooleanSupplier condition) { waitUntil(what, PATIENCE, condition); }
-
-    private static void waitUntil(String what, Duration patience, BooleanSupplier condition) {
+    static void waitUntil(String what, BooleanSupplier condition) {
         long start = System.nanoTime();
         while (!condition.getAsBoolean()) {
-            if (System.nanoTime() - start > patience.toNanos()) {
-                throw new AssertionError("still waiting after " + patience.toSeconds() + " s: " + what);
+            if (System.nanoTime() - start > PATIENCE.toNanos()) {
+                throw new AssertionError("still waiting after " + PATIENCE.toSeconds() + " s: " + what);
             }
             pause(5);
         }

@@ -30,7 +30,7 @@ class StartTest {
             settings.putAll(env);
             // Ctrl-C as in a terminal: tests in the background ignore it, and so do their children.
             return Hook.run(Stream.of(new String[] {"env", "--default-signal=INT"}, command, args)
-                    .flatMap(Arrays::stream).toList(), settings, Hook.JBANG_PATIENCE);
+                    .flatMap(Arrays::stream).toList(), settings);
         }
 
         @Override
@@ -57,8 +57,7 @@ class StartTest {
     private static Stream<Way> ways() { return ways.stream(); }
 
     private static Hook start(Path helper, Map<String, String> env, String... args) {
-        return Hook.run(Stream.concat(Stream.of(helper.toString()), Stream.of(args)).toList(), env,
-                Hook.JBANG_PATIENCE);
+        return Hook.run(Stream.concat(Stream.of(helper.toString()), Stream.of(args)).toList(), env);
     }
 
     @ParameterizedTest
@@ -128,7 +127,7 @@ class StartTest {
         List<String> asNobody = List.of("unshare", "--net", "--mount", "sh", "-c",
                 "mount --bind $0 $0 && mount -o remount,ro,bind $0 && exec setpriv --reuid 65534 --regid 65534"
                         + " --clear-groups $0/jbang $0/buildkit-prestop.java --once", temp.toString());
-        Hook hook = Hook.run(asNobody, env, Hook.JBANG_PATIENCE);
+        Hook hook = Hook.run(asNobody, env);
         assertThat(hook.exitCode()).isEqualTo(1);
         assertThat(hook.messages("warning")).singleElement().asString().contains("nothing listens on port 1234");
     }
@@ -144,7 +143,7 @@ class StartTest {
         try (Server server = Server.start(); Server.Connection build = server.connect();
                 Hook hook = Hook.run(List.of("sh", "-c", "echo $$ > $0/cgroup.procs && exec \"$@\"", group.toString(),
                         HELPER.toString(), Hook.SCRIPT.toString()), Hook.env("HOME", Tools.HOME,
-                        "BUILDKITD_PORT", server.port(), "MAX_WAIT_SECONDS", 3), Hook.JBANG_PATIENCE)) {
+                        "BUILDKITD_PORT", server.port(), "MAX_WAIT_SECONDS", 3))) {
             hook.awaitLog("1 connection to port " + server.port());
             assertThat(hook.exitCode()).isEqualTo(124);
         } finally {

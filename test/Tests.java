@@ -40,7 +40,7 @@ class Tests {
                         "junit.jupiter.execution.parallel.config.executor-service", "WORKER_THREAD_POOL",
                         "junit.jupiter.execution.parallel.config.strategy", "fixed",
                         "junit.jupiter.execution.parallel.config.fixed.parallelism", "6",
-                        "junit.jupiter.execution.timeout.default", "20 m")) // for what hangs, longer than any patience
+                        "junit.jupiter.execution.timeout.default", "30 m")) // for what hangs, longer than any patience
                 .build();
         SummaryGeneratingListener sum = new SummaryGeneratingListener();
         LauncherFactory.create().execute(request, sum, new Progress());
