@@ -98,7 +98,7 @@ class LoopTest {
     @Test
     void givesASignOfLifeEveryMinute() {
         try (Server server = Server.start(); Server.Connection build = server.connect();
-                Hook hook = Hook.start(Hook.quick(server.port()))) {
+                Hook hook = Hook.start(settings(server, 500, 1))) {
             Hook.pause(55_000);
             Hook.waitUntil("a second line", () -> reports(hook).size() == 2);
             assertThat(reports(hook)).last().asString().contains(":" + build.client().getLocalPort())
