@@ -211,8 +211,8 @@ class PatchTest {
     @ValueSource(strings = {"dash", "busybox ash"})
     void hookWithArgumentsIsRunOnceThoughItFails(String shell) throws IOException {
         exitWith(1);
-        assertThat(start(shell, COMMAND, "--once", "--log-prefix=a b").exitCode()).isEqualTo(1);
-        assertThat(calls()).containsExactly("java -jar /opt/prestop/hook.jar --once --log-prefix=a b");
+        assertThat(start(shell, COMMAND, "--once", "--log-prefix=a  b").exitCode()).isEqualTo(1);
+        assertThat(calls()).containsExactly("java -jar /opt/prestop/hook.jar --once --log-prefix=a  b");
     }
 
     @ParameterizedTest
