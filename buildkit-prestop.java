@@ -154,7 +154,7 @@ class BuildkitPrestop implements Callable<Integer> {
             try {
                 return lookAndReport(askAll);
             } catch (Throwable e) {
-                return false; // whatever it is, also of the log: nobody knows then who is connected
+                return false; // whatever failed, even the log: nobody knows then who is connected
             }
         }
 
