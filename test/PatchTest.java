@@ -1,12 +1,12 @@
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.junit.jupiter.api.Assertions.assertDoesNotThrow;
 import static org.junit.jupiter.api.Named.named;
 
 import com.fasterxml.jackson.databind.JsonNode;
-import com.fasterxml.jackson.databind.node.ObjectNode;
+import com.fasterxml.jackson.databind.node.*;
 import io.fabric8.kubernetes.api.model.*;
 import java.io.IOException;
 import java.nio.file.*;
-import java.nio.file.attribute.PosixFilePermissions;
 import java.util.*;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.*;
@@ -14,17 +14,15 @@ import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.*;
 
-/** Merges the README's patches into manifests as people have them, and runs the commands of its Dockerfile and text. */
+/** Merges the README's patches into manifests as people have them, and runs the commands of its image and its text. */
 class PatchTest {
 
-    /** The command of the image. */
-    private static final String COMMAND =
-            DocsTest.found("(?s)<<'EOF' /usr/local/bin/buildkit-prestop\n(.*?\n)EOF\n", DocsTest.README).get(0);
     /** BuildKit's example of a Deployment with TLS, shortened. */
     private static final String DEPLOYMENT = """
             apiVersion: apps/v1
             kind: Deployment
-            metadata: {name: buildkitd}
+            metadata:
+              name: buildkitd
             spec:
               selector: {matchLabels: {app: buildkitd}}
               template:
@@ -41,104 +39,195 @@ class PatchTest {
                       volumeMounts: [{name: certs, mountPath: /certs, readOnly: true}]
                   volumes: [{name: certs, secret: {secretName: buildkit-daemon-certs}}]
             """;
-    /** The same under other names, and with an init container and a preStop hook of another kind. */
-    private static final String OF_OTHER_NAMES = DEPLOYMENT.replaceFirst("name: buildkitd", "name: builder0")
-            .replace("- name: buildkitd", "- name: builder\n          lifecycle: {preStop: {sleep: {seconds: 5}}}")
-            .replace("      containers:", "      initContainers: [{name: qemu, image: tonistiigi/binfmt}]\n"
-                    + "      containers:");
     /** One that has no list which a patch adds to. */
     private static final String STATEFUL_SET = """
             apiVersion: apps/v1
             kind: StatefulSet
-            metadata: {name: buildkitd}
+            metadata:
+              name: buildkitd
             spec:
               podManagementPolicy: Parallel
               template: {spec: {containers: [{name: buildkitd, image: "moby/buildkit:master"}]}}
+            """;
+    /** What else such a file may hold. */
+    private static final String MORE = """
+            ---
+            apiVersion: v1
+            kind: Service
+            metadata: {name: buildkitd}
+            spec: {ports: [{port: 1234}], selector: {app: buildkitd}}
+            ---
+            apiVersion: apps/v1
+            kind: Deployment
+            metadata: {name: registry, namespace: images}
+            spec: {template: {spec: {containers: [{name: registry, image: "registry:3"}]}}}
             """;
 
     @TempDir
     Path temp;
 
-    private final List<Hook> started = new ArrayList<>();
-
     // ---- The patches, merged ---------------------------------------------------------------------------------------
 
+    /** A patch of the README, and its kustomization. */
+    private record Way(ObjectNode patch, ObjectNode kustomization) {
+        static Stream<Named<Way>> all() {
+            Way script = new Way(tree(DocsTest.saved("prestop.yaml")),
+                    tree(DocsTest.block("yaml", "configMapGenerator")));
+            Way image = new Way(script.patch.deepCopy(), script.kustomization.deepCopy());
+            pod(image.patch).set("initContainers", helmValues().get("initContainers"));
+            ((ArrayNode) pod(image.patch).get("volumes")).remove(1);
+            image.kustomization.remove("configMapGenerator");
+            Way baked = new Way(tree(DocsTest.saved("baked.yaml")), tree(DocsTest.block("yaml", "images: [{")));
+            return Stream.of(named("script in a sidecar", script), named("image in a sidecar", image),
+                    named("image in buildkitd's container", baked));
+        }
+
+        /** Changes the words that the README names. */
+        Way fittedTo(JsonNode manifest) {
+            Way way = new Way(patch.deepCopy(), kustomization.deepCopy());
+            way.patch.set("kind", manifest.get("kind"));
+            ObjectNode metadata = (ObjectNode) way.patch.get("metadata");
+            metadata.set("name", manifest.at("/metadata/name"));
+            buildkitd(way.patch).set("name", buildkitd(manifest).get("name"));
+            if (manifest.at("/metadata").has("namespace")) {
+                metadata.set("namespace", manifest.at("/metadata/namespace"));
+                way.kustomization.path("configMapGenerator").forEach(
+                        map -> ((ObjectNode) map).set("namespace", manifest.at("/metadata/namespace")));
+            }
+            return way;
+        }
+    }
+
     private static Stream<Named<String>> manifests() {
-        return Stream.of(named("Deployment", DEPLOYMENT), named("Deployment of other names", OF_OTHER_NAMES),
-                named("StatefulSet", STATEFUL_SET));
+        String ofOtherNames = DEPLOYMENT.replace("name: buildkitd", "name: builder0");
+        return Stream.of(named("a Deployment", DEPLOYMENT), named("in a namespace", inNamespace(DEPLOYMENT)),
+                named("of other names", ofOtherNames),
+                named("in a namespace, of other names", inNamespace(ofOtherNames)),
+                named("a StatefulSet", STATEFUL_SET), named("in a namespace, a StatefulSet", inNamespace(STATEFUL_SET)),
+                named("a container of another name", DEPLOYMENT.replace("- name: buildkitd", "- name: builder")),
+                named("beside others", DEPLOYMENT + MORE), named("in a namespace, beside others",
+                        inNamespace(DEPLOYMENT) + MORE),
+                named("behind another container", DEPLOYMENT.replace("containers:", "containers:\n"
+                        + "        - {name: proxy, image: envoy, lifecycle: {preStop: {sleep: {seconds: 5}}}}")),
+                named("with init containers", DEPLOYMENT.replace("      containers:",
+                        "      initContainers: [{name: qemu, image: tonistiigi/binfmt}]\n      containers:")),
+                named("with grace and an exec hook", withHook("exec: {command: [sleep, '60']}")
+                        .replace("      containers:", "      terminationGracePeriodSeconds: 60\n      containers:")),
+                named("with a sleep hook", withHook("sleep: {seconds: 5}")),
+                named("with an httpGet hook", withHook("httpGet: {port: 80}")));
+    }
+
+    private static String inNamespace(String manifest) {
+        return manifest.replaceFirst("(metadata:\n.*\n)", "$1  namespace: ci\n");
+    }
+
+    private static String withHook(String handler) {
+        return DEPLOYMENT.replace("- name: buildkitd",
+                "- name: buildkitd\n          lifecycle: {preStop: {" + handler + "}}");
+    }
+
+    static Stream<Arguments> everyWayForEveryManifest() {
+        return Way.all().flatMap(way -> manifests().map(manifest -> Arguments.of(way, manifest)));
+    }
+
+    @ParameterizedTest
+    @MethodSource("everyWayForEveryManifest")
+    void wordForWordItIsRightOrRefused(Way way, String manifest) throws IOException {
+        JsonNode target = trees(manifest).get(0);
+        Hook made = kustomize(manifest, way);
+        if (target.at("/kind").asText().equals("Deployment") && target.at("/metadata").size() == 1
+                && target.at("/metadata/name").asText().equals("buildkitd")) {
+            assertThat(made.exitCode()).as(made.err().toString()).isZero();
+            List<JsonNode> objects = trees(String.join("\n", made.out()));
+            if (buildkitd(target).at("/name").asText().equals("buildkitd")) {
+                assertRight(objects, trees(manifest), way);
+            } else {
+                assertThat(objects).as("the API refuses a container without an image").anyMatch(object ->
+                        object.at("/spec/template/spec/containers").valueStream().anyMatch(each -> !each.has("image")));
+            }
+        } else {
+            assertThat(made.exitCode()).isNotZero();
+            assertThat(made.err().toString()).contains("no matches for Id Deployment");
+        }
+    }
+
+    @ParameterizedTest
+    @MethodSource("everyWayForEveryManifest")
+    void withTheWordsChangedItIsRight(Way way, String manifest) throws IOException {
+        Way fitted = way.fittedTo(trees(manifest).get(0));
+        Hook made = kustomize(manifest, fitted);
+        assertThat(made.exitCode()).as(made.err().toString()).isZero();
+        assertRight(trees(String.join("\n", made.out())), trees(manifest), fitted);
     }
 
     @ParameterizedTest
     @MethodSource("manifests")
-    void eachPatchMergesWithKubectlAndWithKustomize(String manifest) throws IOException {
-        JsonNode target = DocsTest.YAML.readTree(manifest);
-        String kind = "kind: " + target.path("kind").asText();
-        String name = "name: " + target.at("/metadata/name").asText();
-        String container = "- name: " + target.at("/spec/template/spec/containers/0/name").asText();
-        String kustomization = DocsTest.block("yaml", "configMapGenerator")
-                .replace("{kind: Deployment, name: buildkitd}", "{" + kind + ", " + name + "}");
+    void kubectlPatchesTheSame(String manifest) throws IOException {
+        String only = manifest.split("---\n")[0];
+        Way script = Way.all().findFirst().orElseThrow().getPayload().fittedTo(trees(only).get(0));
+        Files.writeString(temp.resolve("manifest.yaml"), only);
+        Hook made = kubectl("patch", "--local", "-f", "manifest.yaml", "-o", "yaml", "--patch-file",
+                Files.writeString(temp.resolve("prestop.yaml"), script.patch.toString()).getFileName().toString());
+        assertThat(made.exitCode()).as(made.err().toString()).isZero();
+        ObjectNode map = tree(DocsTest.read(Path.of("configmap.yaml")));
+        trees(only).get(0).at("/metadata").valueStream().skip(1) // kubectl apply puts it into the same namespace
+                .forEach(namespace -> ((ObjectNode) map.get("metadata")).set("namespace", namespace));
+        assertRight(List.of(tree(String.join("\n", made.out())), map), trees(only), script);
+    }
+
+    private Hook kustomize(String manifest, Way way) throws IOException {
         Files.copy(Hook.SCRIPT, temp.resolve(Hook.SCRIPT.getFileName()));
         Files.writeString(temp.resolve("buildkitd.yaml"), manifest);
-        for (String file : List.of("prestop.yaml", "baked.yaml")) {
-            String patch = DocsTest.saved(file).replaceFirst("^kind: Deployment", kind)
-                    .replace("metadata: {name: buildkitd}", "metadata: {" + name + "}")
-                    .replace("- name: buildkitd", container);
-            assertMerged(patched(manifest, patch, "yaml"), manifest, patch);
-
-            Files.writeString(temp.resolve(file), patch);
-            Files.writeString(temp.resolve("kustomization.yaml"), kustomization.replace("prestop.yaml", file));
-            String[] made = kubectl("kustomize", temp.toString()).split("(?m)^---$");
-            ConfigMap map = DocsTest.YAML.readValue(made[0], ConfigMap.class);
-            assertThat(map.getData()).containsValue(DocsTest.read(Hook.SCRIPT));
-            String hashed = map.getMetadata().getName(); // another script, another name: the pods are renewed
-            assertThat(made[1].contains("name: " + hashed)).isEqualTo(file.equals("prestop.yaml"));
-            assertMerged(made[1].replace(hashed, "buildkit-prestop"), manifest, patch);
-        }
+        Files.writeString(temp.resolve(way.kustomization.at("/patches/0/path").asText()), way.patch.toString());
+        Files.writeString(temp.resolve("kustomization.yaml"), way.kustomization.toString());
+        return kubectl("kustomize", ".");
     }
 
-    @Test
-    void readmesCommandShowsGracePeriodAndHookAndAContainerTooMany() throws IOException {
-        String sidecar = DocsTest.saved("prestop.yaml");
-        String baked = DocsTest.saved("baked.yaml");
-        assertThat(shown(DEPLOYMENT, baked)).isEqualTo(
-                "3600 buildkitd {\"exec\":{\"command\":[\"buildkit-prestop\"]}}");
-        assertThat(shown(DEPLOYMENT, sidecar)).startsWith("3600 prestop buildkitd {");
-        assertThat(shown(OF_OTHER_NAMES, baked)).startsWith("3600 qemu buildkitd builder {");
-        assertThat(shown(DEPLOYMENT, "spec: {replicas: 1}")).isEqualTo("buildkitd");
-        assertThat(patched(OF_OTHER_NAMES, sidecar, "jsonpath={..containers[*].image}"))
-                .as("the API refuses a container without an image").isEqualTo("moby/buildkit:master\n");
+    /** The patch is in the first object, all else is as it was, and Kubernetes can run it. */
+    private static void assertRight(List<JsonNode> made, List<JsonNode> manifest, Way way) {
+        JsonNode target = manifest.get(0);
+        JsonNode merged = made.stream().filter(each -> each.get("kind").equals(target.get("kind"))
+                && each.get("metadata").equals(target.get("metadata"))).findFirst().orElseThrow();
+        assertThat(made).as("the other objects").containsAll(manifest.subList(1, manifest.size()));
+        JsonNode named = tree(merged.toString().replaceAll("(?<=\"buildkit-prestop)-\\w+(?=\")", ""));
+        assertThat(holds(named, way.patch)).as("%s%nis not whole in %s", way.patch, merged).isTrue();
+        assertThat(stripped(merged)).as("all else").isEqualTo(stripped(target));
+        assertThat(buildkitd(merged).at("/lifecycle/preStop").fieldNames()).toIterable().containsExactly("exec");
+
+        PodSpec pod = DocsTest.podOf(merged.toString());
+        Stream.of(pod.getInitContainers(), pod.getContainers()).flatMap(List::stream).forEach(container -> {
+            assertThat(container.getImage()).as(container.getName()).isNotEmpty();
+            assertThat(pod.getVolumes()).extracting(Volume::getName)
+                    .containsAll(container.getVolumeMounts().stream().map(VolumeMount::getName).toList());
+        });
+        assertThat(buildkitd(merged).at("/image").asText()).isEqualTo(way.kustomization.has("images")
+                ? "registry.example.com/buildkitd:" + way.kustomization.at("/images/0/newTag").asText()
+                : "moby/buildkit:master");
+        pod.getVolumes().stream().filter(volume -> volume.getConfigMap() != null).forEach(volume ->
+                assertThat(made).as("the ConfigMap that the pod mounts").anyMatch(object ->
+                        object.get("kind").asText().equals("ConfigMap")
+                        && object.at("/metadata/name").asText().equals(volume.getConfigMap().getName())
+                        && object.at("/metadata/namespace").equals(merged.at("/metadata/namespace"))
+                        && object.at("/data/buildkit-prestop.java").asText().equals(DocsTest.read(Hook.SCRIPT))));
     }
 
-    /** What the README's command prints of the patched manifest. */
-    private String shown(String manifest, String patch) throws IOException {
-        String template = DocsTest.found("(jsonpath='[^']*)", DocsTest.README).get(0).replace("'", "");
-        return patched(manifest, patch, template).strip().replaceAll("\\s+", " ");
-    }
-
-    /** The patch is in it, and so is all of the manifest but what the patch replaces. */
-    private static void assertMerged(String result, String manifest, String patch) throws IOException {
-        JsonNode merged = DocsTest.YAML.readTree(result);
-        JsonNode target = DocsTest.YAML.readTree(manifest);
-        JsonNode added = DocsTest.YAML.readTree(patch);
-        boolean bringsImage = patch.contains(" image: registry.example.com/");
-        container(target).remove(bringsImage ? List.of("lifecycle", "image") : List.of("lifecycle"));
-        assertThat(holds(merged, target)).as("%s%nis not whole in %s", target, merged).isTrue();
-        assertThat(holds(merged, added)).as("%s%nis not whole in %s", patch, merged).isTrue();
-        assertThat(container(added).fieldNames()).toIterable().as("the patch speaks of no probe, and of little else")
-                .isSubsetOf("name", "image", "env", "lifecycle", "volumeMounts");
-
-        PodSpec pod = DocsTest.podOf(result);
-        assertThat(pod.getContainers()).hasSize(1);
-        assertThat(pod.getContainers().get(0).getLifecycle().getPreStop().getSleep()).as("a second handler").isNull();
-        assertThat(pod.getInitContainers()).extracting(Container::getName).isEqualTo(Stream.of(patch, manifest)
-                .flatMap(each -> DocsTest.podOf(each).getInitContainers().stream()).map(Container::getName).toList());
-        assertThat(pod.getVolumes()).extracting(Volume::getName)
-                .containsAll(Stream.of(pod.getInitContainers(), pod.getContainers()).flatMap(List::stream)
-                        .flatMap(each -> each.getVolumeMounts().stream()).map(VolumeMount::getName).toList());
-    }
-
-    private static ObjectNode container(JsonNode manifest) {
-        return (ObjectNode) manifest.at("/spec/template/spec/containers/0");
+    /** The manifest without what a patch may add or change. */
+    private static JsonNode stripped(JsonNode manifest) {
+        JsonNode copy = manifest.deepCopy();
+        pod(copy).remove("terminationGracePeriodSeconds");
+        List<JsonNode> containers = pod(copy).get("containers").valueStream()
+                .sorted(Comparator.comparing(each -> each.get("name").asText())).toList(); // kustomize's order is its own
+        pod(copy).putArray("containers").addAll(containers);
+        buildkitd(copy).remove(List.of("lifecycle", "image"));
+        Stream.of(pod(copy).path("initContainers"), pod(copy).path("volumes"), buildkitd(copy).path("env"),
+                buildkitd(copy).path("volumeMounts")).filter(JsonNode::isArray).forEach(list -> {
+                    for (Iterator<JsonNode> items = list.iterator(); items.hasNext();) {
+                        if (items.next().get("name").asText().matches("prestop.*|MAX_WAIT_SECONDS|WAIT_UNTIL_.*")) {
+                            items.remove();
+                        }
+                    }
+                });
+        return tree(copy.toString().replaceAll("\"\\w+\":\\[],?", "").replace(",}", "}"));
     }
 
     /** Whether the whole has all that the part has; in lists of objects in any place; null stands for nothing. */
@@ -149,107 +238,123 @@ class PatchTest {
         if (part.path(0).isObject()) {
             return part.valueStream().allMatch(item -> whole.valueStream().anyMatch(other -> holds(other, item)));
         }
-        return part.isNull() ? whole.isMissingNode() || whole.isNull() : whole.equals(part);
+        return part.isNull() ? whole.isMissingNode() : whole.equals(part);
     }
 
-    private String patched(String manifest, String patch, String output) throws IOException {
-        Path before = Files.writeString(temp.resolve("manifest.yaml"), manifest);
-        Path file = Files.writeString(temp.resolve("patch.yaml"), patch);
-        return kubectl("patch", "--local", "-f", before.toString(), "--patch-file", file.toString(), "-o", output);
+    private static ObjectNode pod(JsonNode manifest) { return (ObjectNode) manifest.at("/spec/template/spec"); }
+
+    /** The container with BuildKit in it; in a patch the only one. */
+    private static ObjectNode buildkitd(JsonNode manifest) {
+        JsonNode containers = pod(manifest).get("containers");
+        return (ObjectNode) containers.valueStream().filter(each -> each.path("image").asText().contains("buildkit"))
+                .findFirst().orElse(containers.get(0));
     }
 
-    private String kubectl(String... arguments) {
-        List<String> command = new ArrayList<>(List.of(Tools.require("kubectl").toString()));
+    private static ObjectNode tree(String yaml) { return (ObjectNode) trees(yaml).get(0); }
+
+    private static List<JsonNode> trees(String yaml) {
+        return Stream.of(yaml.split("(?m)^---\n"))
+                .map(text -> assertDoesNotThrow(() -> DocsTest.YAML.readTree(text))).toList();
+    }
+
+    /** Runs it in the temporary folder. */
+    private Hook kubectl(String... arguments) {
+        List<String> command = new ArrayList<>(List.of("env", "--chdir=" + temp, Tools.require("kubectl").toString()));
         command.addAll(List.of(arguments));
-        try (Hook kubectl = Hook.run(command, Map.of("HOME", temp.toString()))) {
-            assertThat(kubectl.exitCode()).as(String.join("\n", kubectl.err())).isZero();
-            return String.join("\n", kubectl.out()) + "\n";
-        }
+        Hook kubectl = Hook.run(command, Map.of("HOME", temp.toString()));
+        kubectl.exitCode();
+        return kubectl;
     }
 
-    // ---- The command buildkit-prestop of the Dockerfile, run -------------------------------------------------------
+    private static ObjectNode helmValues() { return tree(DocsTest.block("yaml", "preStop: false")); }
 
-    /** What the command calls: it notes its arguments and Java's options, and ends as the file "code" says. */
-    @BeforeEach
-    void makeStubs() throws IOException {
+    // ---- Helm ------------------------------------------------------------------------------------------------------
+
+    @Test
+    void helmValuesMakeAPodOfThePatchesParts() throws IOException {
+        PodSpec patch = DocsTest.podOf(DocsTest.saved("prestop.yaml"));
+        Container sidecar = patch.getInitContainers().get(0);
+        JsonNode values = helmValues();
+        assertThat(values.fieldNames()).toIterable().containsExactly("preStop", "terminationGracePeriodSeconds",
+                "initContainers", "extraVolumes", "extraVolumeMounts", "lifecycle");
+        Container own = DocsTest.YAML.treeToValue(values.at("/initContainers/0"), Container.class);
+        assertThat(own.getSecurityContext().getReadOnlyRootFilesystem()).isTrue();
+        own.getSecurityContext().setReadOnlyRootFilesystem(null);
+        assertThat(own.getSecurityContext()).isEqualTo(sidecar.getSecurityContext());
+        assertThat(own.getStartupProbe().getExec()).isEqualTo(sidecar.getStartupProbe().getExec());
+        assertThat(own.getEnv()).isEqualTo(sidecar.getEnv().stream()
+                .filter(variable -> !variable.getName().startsWith("JBANG")).toList());
+        assertThat(own.getCommand().get(1)).isEqualTo(sidecar.getCommand().get(2));
+        assertThat(own.getVolumeMounts()).isEqualTo(sidecar.getVolumeMounts().subList(0, 1));
+        assertThat(own.getRestartPolicy()).isEqualTo("Always");
+        assertThat(values.at("/terminationGracePeriodSeconds").asLong())
+                .isEqualTo(patch.getTerminationGracePeriodSeconds());
+        assertThat(DocsTest.YAML.treeToValue(values.at("/extraVolumes/0"), Volume.class))
+                .isEqualTo(patch.getVolumes().get(0));
+        assertThat(DocsTest.YAML.treeToValue(values.at("/extraVolumeMounts/0"), VolumeMount.class))
+                .isEqualTo(patch.getContainers().get(0).getVolumeMounts().get(0));
+        assertThat(DocsTest.YAML.treeToValue(values.at("/lifecycle"), Lifecycle.class))
+                .isEqualTo(patch.getContainers().get(0).getLifecycle());
+    }
+
+    @Test
+    void valuesOfAChartThatTakesAnImageAndALifecycleAreThePatchs() throws IOException {
+        JsonNode values = tree(DocsTest.block("yaml", "image: {repository"));
+        Container patched = DocsTest.podOf(DocsTest.saved("baked.yaml")).getContainers().get(0);
+        String limit = patched.getEnv().get(0).getValue();
+        Lifecycle lifecycle = DocsTest.YAML.treeToValue(values.at("/lifecycle"), Lifecycle.class);
+        assertThat(lifecycle.getPreStop().getExec().getCommand()).map(word ->
+                word.replace(" --max-wait-seconds=" + limit, "")).isEqualTo(loop());
+        assertThat(DocsTest.README).contains("newName: " + values.at("/image/repository").asText() + ", newTag: "
+                + values.at("/image/tag").asText() + "}");
+    }
+
+    // ---- The image's command and its preStop hook, run -------------------------------------------------------------
+
+    private static List<String> loop() {
+        return DocsTest.podOf(DocsTest.saved("baked.yaml")).getContainers().get(0).getLifecycle().getPreStop().getExec()
+                .getCommand();
+    }
+
+    /** Makes a stub that notes its arguments and Java's variables, and ends as the file "code" says. */
+    private void makeStub(String name, int code) throws IOException {
         Files.createDirectories(temp.resolve("bin"));
-        exitWith(0);
-        for (String stub : List.of("java", "jbang")) {
-            Tools.stub(temp.resolve("bin").resolve(stub), """
-                    echo "%2$s $*$JAVA_TOOL_OPTIONS$JDK_JAVA_OPTIONS$_JAVA_OPTIONS" >>%1$s/calls
-                    echo "said by %2$s" >&2
-                    read code <%1$s/code
-                    exit $code
-                    """.formatted(temp, stub));
-        }
-        Tools.stub(temp.resolve("bin/sleep"), "exec /bin/sleep 0.1");
+        Files.writeString(temp.resolve("code"), code + "\n");
+        Tools.stub(temp.resolve("bin").resolve(name), """
+                printf '%%s|' "$@" "$JAVA_TOOL_OPTIONS$JDK_JAVA_OPTIONS$_JAVA_OPTIONS" >>%1$s/calls
+                echo >>%1$s/calls
+                read code <%1$s/code
+                exit $code
+                """.formatted(temp));
     }
 
-    @AfterEach
-    void endAll() {
-        started.forEach(Hook::close);
+    @ParameterizedTest
+    @ValueSource(strings = {"dash", "busybox ash"})
+    void commandOfTheImagePassesItsArgumentsOnAndNoOptionOfAnotherJava(String shell) throws IOException {
+        makeStub("java", 1);
+        String command = DocsTest.found("(?s)<<'EOF' /usr/local/bin/buildkit-prestop\n(.*?\n)EOF\n", DocsTest.README)
+                .get(0).replace("/opt/prestop/bin/", temp + "/bin/");
+        Path file = Files.writeString(temp.resolve("command"), command);
+        assertThat(run(shell, file.toString(), "--once", "--log-prefix=a  b").exitCode()).isEqualTo(1);
+        assertThat(calls()).containsExactly(
+                "-cp|/opt/prestop/hook:/opt/prestop/hook/*|BuildkitPrestop|--once|--log-prefix=a  b||");
     }
 
     @ParameterizedTest
     @CsvSource({"dash, 0", "dash, 124", "busybox ash, 0", "busybox ash, 124"})
-    void hookThatCannotBeStartedOrCrashesIsStartedAgainUntilItsWaitIsOver(String shell, int end) throws IOException {
-        Path java = temp.resolve("bin/java");
-        Path gone = Files.move(java, temp.resolve("bin/gone"));
-        exitWith(1);
-        Hook wait = start(shell, COMMAND);
-        Hook.pause(1000);
-        assertThat(wait.process().isAlive()).isTrue();
-        Files.move(gone, java);
-        Hook.waitUntil("the hook is started again", () -> calls().size() >= 3);
-        exitWith(end);
-        assertThat(wait.exitCode()).isEqualTo(end);
-        assertThat(calls()).containsOnly("java -jar /opt/prestop/hook.jar");
-        assertThat(wait.err()).as("what the hook says is seen").contains("said by java");
-    }
-
-    @ParameterizedTest
-    @ValueSource(strings = {"dash", "busybox ash"})
-    void hookWithArgumentsIsRunOnceThoughItFails(String shell) throws IOException {
-        exitWith(1);
-        assertThat(start(shell, COMMAND, "--once", "--log-prefix=a  b").exitCode()).isEqualTo(1);
-        assertThat(calls()).containsExactly("java -jar /opt/prestop/hook.jar --once --log-prefix=a  b");
-    }
-
-    @ParameterizedTest
-    @ValueSource(strings = {"dash", "busybox ash"})
-    void waitGoesOnWhileNoProcessCanBeStarted(String shell) throws IOException {
-        Tools.requireRoot();
-        Tools.require("prlimit");
-        Files.setPosixFilePermissions(temp, PosixFilePermissions.fromString("rwxrwxrwx"));
-        exitWith(1);
-        Hook wait = start("setpriv --reuid=64321 --clear-groups " + shell, COMMAND); // root would have no limit
-        Hook.waitUntil("it waits", () -> !calls().isEmpty());
-        limitProcesses(wait, 0);
-        Hook.pause(1000);
-        limitProcesses(wait, 1000);
-        assertThat(wait.process().isAlive()).isTrue();
-        assertThat(wait.err()).as("no thousands of complaints").containsOnly("said by java");
-        Path open = Path.of("/proc", String.valueOf(wait.process().pid()), "fd");
-        assertThat(open.toFile().list()).as("no pipe is left of each try").hasSizeLessThan(20);
-        exitWith(0);
-        assertThat(wait.exitCode()).isZero();
-    }
-
-    @Test
-    void imageWithJBangRunsTheScriptUnderTheSameName() throws IOException {
-        String edit = DocsTest.found("sed -i \\\\\n *'(.*)' \\\\\n */usr/local/bin/buildkit-prestop\n", DocsTest.README)
-                .get(0);
-        Path before = Files.writeString(temp.resolve("before"), COMMAND);
-        Hook sed = Hook.run(List.of("sed", edit, before.toString()), Map.of());
-        assertThat(sed.exitCode()).isZero();
-        assertThat(start("dash", String.join("\n", sed.out()), "--once").exitCode()).isZero();
-        assertThat(calls()).containsExactly("jbang --offline /opt/prestop/buildkit-prestop.java --once");
-    }
-
-    private static void limitProcesses(Hook hook, int count) {
-        Hook prlimit = Hook.run(List.of("setpriv", "--reuid=64321", "--clear-groups", "prlimit",
-                "--pid=" + hook.process().pid(), "--nproc=" + count + ":"), Map.of());
-        assertThat(prlimit.exitCode()).as(prlimit.err().toString()).isZero();
+    void hookThatCrashesOrCannotBeStartedIsStartedAgainUntilItsWaitIsOver(String shell, int end) throws IOException {
+        makeStub("buildkit-prestop", 1);
+        Path gone = Files.move(temp.resolve("bin/buildkit-prestop"), temp.resolve("bin/gone"));
+        assertThat(loop().subList(0, 2)).containsExactly("sh", "-c");
+        try (Hook wait = run(shell, "-c", loop().get(2))) {
+            Hook.waitUntil("it cannot be started", () -> wait.err().size() >= 2);
+            Files.move(gone, temp.resolve("bin/buildkit-prestop"));
+            Hook.waitUntil("it is started again", () -> calls().size() >= 2);
+            assertThat(wait.process().isAlive()).isTrue();
+            Files.writeString(temp.resolve("code.new"), end + "\n");
+            Files.move(temp.resolve("code.new"), temp.resolve("code"), StandardCopyOption.REPLACE_EXISTING);
+            assertThat(wait.exitCode()).as("another one makes an event FailedPreStopHook").isZero();
+        }
     }
 
     // ---- See it work -----------------------------------------------------------------------------------------------
@@ -257,14 +362,16 @@ class PatchTest {
     @ParameterizedTest
     @CsvSource({"'', false", "0, false", "2, true"})
     void seeItWorkDeletesThePodOnlyWhenABuildRunsInIt(String builds, boolean deletes) throws IOException {
+        Files.createDirectories(temp.resolve("bin"));
         Tools.stub(temp.resolve("bin/kubectl"), """
                 echo "kubectl $*" >>%1$s/calls
                 case "$*" in
                     "get pod"*) echo pod/first && echo pod/second ;;
-                    *--once) echo "%2$s" ;;
+                    *"-c prestop -- jbang /opt/prestop/buildkit-prestop.java --once") echo "%2$s" ;;
                 esac
                 """.formatted(temp, builds));
-        Hook shell = start("dash", DocsTest.block("sh", "kubectl delete"));
+        Tools.stub(temp.resolve("bin/sleep"), "exec /bin/sleep 0.1");
+        Hook shell = run("dash", "-c", DocsTest.block("sh", "kubectl delete"));
         assertThat(shell.exitCode() == 0).isEqualTo(deletes);
         assertThat(calls()).filteredOn(call -> call.contains(" delete "))
                 .isEqualTo(deletes ? List.of("kubectl delete pod/first --wait=false") : List.of());
@@ -272,24 +379,13 @@ class PatchTest {
 
     // ---- Running ---------------------------------------------------------------------------------------------------
 
-    /** Runs a script that calls the stubs. */
-    private Hook start(String shell, String script, String... arguments) throws IOException {
-        Path file = Files.writeString(temp.resolve("script"),
-                script.replaceAll("/opt/(prestop|jbang)/bin/", temp + "/bin/"));
+    /** Runs a shell that finds the stubs first. */
+    private Hook run(String shell, String... arguments) {
         List<String> command = new ArrayList<>(List.of(shell.split(" ")));
-        command.stream().filter(word -> !word.startsWith("--") && !word.equals("ash")).forEach(Tools::require);
-        command.add(file.toString());
+        Tools.require(command.get(0));
         command.addAll(List.of(arguments));
-        Hook hook = Hook.run(command, Hook.env("PATH", temp.resolve("bin") + ":" + System.getenv("PATH"),
+        return Hook.run(command, Hook.env("PATH", temp.resolve("bin") + ":" + System.getenv("PATH"),
                 "JAVA_TOOL_OPTIONS", "-Xbogus", "JDK_JAVA_OPTIONS", "-Xbogus", "_JAVA_OPTIONS", "-Xbogus"));
-        started.add(hook);
-        return hook;
-    }
-
-    /** Lets the hook end with this exit code from now on. */
-    private void exitWith(int code) throws IOException {
-        Path file = Files.writeString(temp.resolve("code.new"), code + "\n");
-        Files.move(file, temp.resolve("code"), StandardCopyOption.REPLACE_EXISTING);
     }
 
     /** The calls of the stubs so far. */
