@@ -201,7 +201,7 @@ class PatchTest {
                     .containsAll(container.getVolumeMounts().stream().map(VolumeMount::getName).toList());
         });
         assertThat(buildkitd(merged).at("/image").asText()).isEqualTo(way.kustomization.has("images")
-                ? "registry.example.com/buildkitd:" + way.kustomization.at("/images/0/newTag").asText()
+                ? "example.com/buildkitd:" + way.kustomization.at("/images/0/newTag").asText()
                 : "moby/buildkit:master");
         pod.getVolumes().stream().filter(volume -> volume.getConfigMap() != null).forEach(volume ->
                 assertThat(made).as("the ConfigMap that the pod mounts").anyMatch(object ->
