@@ -63,6 +63,8 @@ class PatchTest {
             spec: {template: {spec: {containers: [{name: registry, image: "registry:3"}]}}}
             """;
 
+    private static final String GRACE = "terminationGracePeriodSeconds";
+
     @TempDir
     Path temp;
 
@@ -214,10 +216,10 @@ class PatchTest {
     /** The manifest without what a patch may add or change. */
     private static JsonNode stripped(JsonNode manifest) {
         JsonNode copy = manifest.deepCopy();
-        pod(copy).remove("terminationGracePeriodSeconds");
+        pod(copy).remove(GRACE);
         List<JsonNode> containers = pod(copy).get("containers").valueStream()
-                .sorted(Comparator.comparing(each -> each.get("name").asText())).toList(); // kustomize's order is its own
-        pod(copy).putArray("containers").addAll(containers);
+                .sorted(Comparator.comparing(each -> each.get("name").asText())).toList();
+        pod(copy).putArray("containers").addAll(containers); // kustomize puts them into an order of its own
         buildkitd(copy).remove(List.of("lifecycle", "image"));
         Stream.of(pod(copy).path("initContainers"), pod(copy).path("volumes"), buildkitd(copy).path("env"),
                 buildkitd(copy).path("volumeMounts")).filter(JsonNode::isArray).forEach(list -> {
@@ -271,50 +273,39 @@ class PatchTest {
     // ---- Helm ------------------------------------------------------------------------------------------------------
 
     @Test
-    void helmValuesMakeAPodOfThePatchesParts() throws IOException {
-        PodSpec patch = DocsTest.podOf(DocsTest.saved("prestop.yaml"));
-        Container sidecar = patch.getInitContainers().get(0);
-        JsonNode values = helmValues();
-        assertThat(values.fieldNames()).toIterable().containsExactly("preStop", "terminationGracePeriodSeconds",
-                "initContainers", "extraVolumes", "extraVolumeMounts", "lifecycle");
-        Container own = DocsTest.YAML.treeToValue(values.at("/initContainers/0"), Container.class);
-        assertThat(own.getSecurityContext().getReadOnlyRootFilesystem()).isTrue();
-        own.getSecurityContext().setReadOnlyRootFilesystem(null);
-        assertThat(own.getSecurityContext()).isEqualTo(sidecar.getSecurityContext());
-        assertThat(own.getStartupProbe().getExec()).isEqualTo(sidecar.getStartupProbe().getExec());
-        assertThat(own.getEnv()).isEqualTo(sidecar.getEnv().stream()
-                .filter(variable -> !variable.getName().startsWith("JBANG")).toList());
-        assertThat(own.getCommand().get(1)).isEqualTo(sidecar.getCommand().get(2));
-        assertThat(own.getVolumeMounts()).isEqualTo(sidecar.getVolumeMounts().subList(0, 1));
-        assertThat(own.getRestartPolicy()).isEqualTo("Always");
-        assertThat(values.at("/terminationGracePeriodSeconds").asLong())
-                .isEqualTo(patch.getTerminationGracePeriodSeconds());
-        assertThat(DocsTest.YAML.treeToValue(values.at("/extraVolumes/0"), Volume.class))
-                .isEqualTo(patch.getVolumes().get(0));
-        assertThat(DocsTest.YAML.treeToValue(values.at("/extraVolumeMounts/0"), VolumeMount.class))
-                .isEqualTo(patch.getContainers().get(0).getVolumeMounts().get(0));
-        assertThat(DocsTest.YAML.treeToValue(values.at("/lifecycle"), Lifecycle.class))
-                .isEqualTo(patch.getContainers().get(0).getLifecycle());
+    void helmValuesAreThePatchsParts() {
+        ObjectNode values = helmValues();
+        ObjectNode patch = tree(DocsTest.saved("prestop.yaml"));
+        assertThat(values.at("/lifecycle/preStop/exec")).isEqualTo(buildkitd(patch).at("/lifecycle/preStop/exec"));
+        assertThat(values.get("extraVolumeMounts")).isEqualTo(buildkitd(patch).get("volumeMounts"));
+        assertThat(values.at("/extraVolumes/0")).isEqualTo(pod(patch).at("/volumes/0"));
+        assertThat(values.get(GRACE)).isEqualTo(pod(patch).get(GRACE));
+        ObjectNode image = (ObjectNode) values.at("/initContainers/0");
+        ObjectNode script = (ObjectNode) pod(patch).at("/initContainers/0");
+        assertThat(holds(script.get("env"), image.get("env"))).isTrue();
+        assertThat(image.get("volumeMounts")).isEqualTo(values.get("extraVolumeMounts"));
+        assertThat(image.at("/command/1")).isEqualTo(script.at("/command/2"));
+        for (JsonNode sidecar : List.of(image, script)) {
+            ((ObjectNode) sidecar).remove(List.of("image", "command", "env", "resources", "volumeMounts"));
+            ((ObjectNode) sidecar.get("startupProbe")).remove("periodSeconds");
+        }
+        assertThat(((ObjectNode) image.get("securityContext")).remove("readOnlyRootFilesystem").asBoolean()).isTrue();
+        assertThat(image).isEqualTo(script);
     }
 
     @Test
-    void valuesOfAChartThatTakesAnImageAndALifecycleAreThePatchs() throws IOException {
+    void valuesOfAChartThatTakesAnImageAndALifecycleAreThePatchs() {
         JsonNode values = tree(DocsTest.block("yaml", "image: {repository"));
-        Container patched = DocsTest.podOf(DocsTest.saved("baked.yaml")).getContainers().get(0);
-        String limit = patched.getEnv().get(0).getValue();
-        Lifecycle lifecycle = DocsTest.YAML.treeToValue(values.at("/lifecycle"), Lifecycle.class);
-        assertThat(lifecycle.getPreStop().getExec().getCommand()).map(word ->
-                word.replace(" --max-wait-seconds=" + limit, "")).isEqualTo(loop());
+        ObjectNode patch = tree(DocsTest.saved("baked.yaml"));
+        String limit = " --max-wait-seconds=" + buildkitd(patch).at("/env/0/value").asText();
+        assertThat(tree(values.get("lifecycle").toString().replace(limit, "")).at("/preStop/exec"))
+                .isEqualTo(buildkitd(patch).at("/lifecycle/preStop/exec"));
+        assertThat(values.get(GRACE)).isEqualTo(pod(patch).get(GRACE));
         assertThat(DocsTest.README).contains("newName: " + values.at("/image/repository").asText() + ", newTag: "
                 + values.at("/image/tag").asText() + "}");
     }
 
     // ---- The image's command and its preStop hook, run -------------------------------------------------------------
-
-    private static List<String> loop() {
-        return DocsTest.podOf(DocsTest.saved("baked.yaml")).getContainers().get(0).getLifecycle().getPreStop().getExec()
-                .getCommand();
-    }
 
     /** Makes a stub that notes its arguments and Java's variables, and ends as the file "code" says. */
     private void makeStub(String name, int code) throws IOException {
@@ -345,8 +336,9 @@ class PatchTest {
     void hookThatCrashesOrCannotBeStartedIsStartedAgainUntilItsWaitIsOver(String shell, int end) throws IOException {
         makeStub("buildkit-prestop", 1);
         Path gone = Files.move(temp.resolve("bin/buildkit-prestop"), temp.resolve("bin/gone"));
-        assertThat(loop().subList(0, 2)).containsExactly("sh", "-c");
-        try (Hook wait = run(shell, "-c", loop().get(2))) {
+        JsonNode command = buildkitd(tree(DocsTest.saved("baked.yaml"))).at("/lifecycle/preStop/exec/command");
+        assertThat(command.valueStream().limit(2).map(JsonNode::asText)).containsExactly("sh", "-c");
+        try (Hook wait = run(shell, "-c", command.get(2).asText())) {
             Hook.waitUntil("it cannot be started", () -> wait.err().size() >= 2);
             Files.move(gone, temp.resolve("bin/buildkit-prestop"));
             Hook.waitUntil("it is started again", () -> calls().size() >= 2);
