@@ -345,6 +345,9 @@ class PatchTest {
             assertThat(wait.process().isAlive()).isTrue();
             Files.writeString(temp.resolve("code.new"), end + "\n");
             Files.move(temp.resolve("code.new"), temp.resolve("code"), StandardCopyOption.REPLACE_EXISTING);
+            int before = calls().size();
+            Hook.waitUntil("it ends", () -> !wait.process().isAlive() || calls().size() > before + 2);
+            assertThat(wait.process().isAlive()).as("it is started again though its wait is over").isFalse();
             assertThat(wait.exitCode()).as("another one makes an event FailedPreStopHook").isZero();
         }
     }
