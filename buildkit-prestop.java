@@ -1,4 +1,5 @@
 ///usr/bin/env true; exec jbang "$0" "$@"
+// That line is for shells, and Java's comment. Its exec leaves no shell behind, which a signal would end in our place.
 
 // buildkit-prestop: a Kubernetes preStop hook that waits for BuildKit's clients before it lets the pod stop.
 //
@@ -6,10 +7,12 @@
 // Kubernetes sends SIGTERM only when the preStop hook has ended, so this hook ends when the builds have.
 //
 // A client stays connected to buildkitd, to its TCP port or to its unix socket, for as long as it builds. The hook
-// counts these connections again and again, and exits 0 once there was none for a while, the quiet time. It believes
-// netstat, ss and the kernel's tables that somebody is connected. It believes the kernel's tables alone (or the source
-// that the user named) that nobody is, and only if they show that buildkitd listens. All else is unknown, and unknown
-// is not quiet. It cannot see clients outside of the pod that came over a shared socket file.
+// counts these connections again and again, and exits 0 once there was none for a while, the quiet time.
+//
+// It asks netstat, else ss, and the kernel's own tables last, on purpose. Whoever shows a client is believed, so a tool
+// can only make the hook stay. Only the kernel's tables can show that there is none, and only if they also show that
+// buildkitd listens: on all that the user has set, and at least on one of the two. All else is unknown, and unknown is
+// not quiet. It cannot see clients outside of the pod that came over a shared socket file.
 
 //JAVA 17+
 //DEPS info.picocli:picocli:4.7.7
@@ -25,14 +28,16 @@
 //JAVA_OPTIONS -XX:+IgnoreUnrecognizedVMOptions -XX:-UseG1GC -XX:-UseParallelGC -XX:-UseZGC -XX:-UseShenandoahGC
 
 import java.io.*;
-import java.net.InetAddress;
+import java.net.*;
 import java.nio.*;
-import java.nio.charset.StandardCharsets;
+import java.nio.charset.*;
 import java.nio.file.*;
 import java.time.Instant;
 import java.util.*;
 import java.util.concurrent.*;
+import java.util.concurrent.ExecutionException; // and not picocli's
 import java.util.concurrent.locks.LockSupport;
+import java.util.function.*;
 import java.util.regex.*;
 import java.util.stream.Stream;
 import picocli.CommandLine;
@@ -41,177 +46,86 @@ import picocli.CommandLine.*;
 @Command(name = "buildkit-prestop", version = "buildkit-prestop 1.0.0", mixinStandardHelpOptions = true,
         sortOptions = false, showDefaultValues = true, exitCodeListHeading = "%nExit codes:%n",
         description = "Waits until no client has been connected to buildkitd for a while.",
-        exitCodeList = {"0:quiet long enough (--once: could look)", "1:--once could not look", "2:bad command line",
-            "124:gave up at MAX_WAIT_SECONDS"},
+        exitCodeList = {"0:quiet long enough (--once: could look)", "1:--once could not look, or not print",
+            "2:bad command line", "124:gave up at MAX_WAIT_SECONDS"},
         footer = {"", "A flag wins over the environment. A bad flag ends the command. A bad value",
             "in the environment is logged, and the default is used."})
 class BuildkitPrestop implements Callable<Integer> {
-    @Option(names = "--port", defaultValue = "1234", paramLabel = "PORT", converter = Port.class,
+    @Option(names = "--port", defaultValue = "1234", paramLabel = "PORT", converter = PortNumber.class,
             description = "port that buildkitd listens on, 1 to 65535 (BUILDKITD_PORT)") int port;
-    @Option(names = "--socket", defaultValue = "buildkitd.sock", paramLabel = "PATH",
+    @Option(names = "--socket", defaultValue = "buildkitd.sock", paramLabel = "PATH", converter = SocketPath.class,
             description = "unix socket that buildkitd listens on: a path, or the end of one;"
-                    + " empty: look at TCP only (BUILDKITD_SOCKET)") String socket;
+                    + " empty (--socket=): look at TCP only (BUILDKITD_SOCKET)") String socket;
     @Option(names = "--check-frequency-ms", defaultValue = "500", paramLabel = "MS", converter = AtLeastOne.class,
             description = "time between two checks, at least 1 (CHECK_FREQUENCY_MS)") int checkFrequencyMs;
-    @Option(names = "--quiet-seconds", defaultValue = "10", paramLabel = "S", converter = AtLeastZero.class,
+    @Option(names = "--quiet-seconds", defaultValue = "10", paramLabel = "S", converter = WholeNumber.class,
             description = "how long it must stay quiet, at least 0 (WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS)")
     int quietSeconds;
-    @Option(names = "--max-wait-seconds", defaultValue = "0", paramLabel = "S", converter = AtLeastZero.class,
+    @Option(names = "--max-wait-seconds", defaultValue = "0", paramLabel = "S", converter = WholeNumber.class,
             description = "give up after this long; 0: no limit (MAX_WAIT_SECONDS)") int maxWaitSeconds;
-    @Option(names = "--source", defaultValue = "auto", paramLabel = "NAME",
-            description = "auto, or only netstat, ss or procfs (CONNECTION_SOURCE)") ConnectionSource source;
-    @Option(names = "--log-format", defaultValue = "json", paramLabel = "NAME",
+    @Option(names = "--log-format", defaultValue = "json", paramLabel = "NAME", converter = LogFormat.class,
             description = "json or text (LOG_FORMAT)") Log.Format logFormat;
     @Option(names = "--log-prefix", defaultValue = "[PreStop Hook]", paramLabel = "TEXT",
-            description = "put before each message; empty: no prefix (LOG_PREFIX)") String logPrefix;
+            description = "put before each message; empty (--log-prefix=): none (LOG_PREFIX)") String logPrefix;
     @Option(names = "--debug", description = "log every check (DEBUG: any value that is not empty)") boolean debug;
     @Option(names = "--sidecar", paramLabel = "FIFO",
             description = "stay, and serve readers of this FIFO: each gets a line when its wait is over") Path sidecar;
     @Option(names = "--once", description = "look once, print the number of active connections, exit") boolean once;
 
-    static final int OK = 0, COULD_NOT_LOOK = 1, BAD_COMMAND_LINE = 2, GAVE_UP = 124; // the last as timeout(1) does
-    private static final Pattern VARIABLE = Pattern.compile(".*\\(([A-Z_]+)\\)"); // each ends its flag's description
+    /** The environment variables, by the flags that win over them. */
+    private static final Map<String, String> VARIABLES = Map.of(
+            "--port", "BUILDKITD_PORT",
+            "--socket", "BUILDKITD_SOCKET",
+            "--check-frequency-ms", "CHECK_FREQUENCY_MS",
+            "--quiet-seconds", "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS",
+            "--max-wait-seconds", "MAX_WAIT_SECONDS",
+            "--log-format", "LOG_FORMAT",
+            "--log-prefix", "LOG_PREFIX"); // and DEBUG, any value of which will do
 
-    boolean portIsNamed, socketIsNamed; // by the user, not by default
+    static final int OK = 0, COULD_NOT_LOOK = 1, BAD_COMMAND_LINE = 2, GAVE_UP = 124; // the last as timeout(1) does
+
+    final List<Endpoint> endpoints = new ArrayList<>();
     Log log;
-    private final List<String> badEnvironment = new ArrayList<>();
     @Spec private Model.CommandSpec spec;
 
-    public static void main(String... args) {
-        Runtime.getRuntime().addShutdownHook(new Thread(Tool::endAll));
-        BuildkitPrestop hook = new BuildkitPrestop();
-        CommandLine command = new CommandLine(hook).setExpandAtFiles(false);
-        command.setParameterExceptionHandler((badFlag, rest) -> {
-            command.getErr().println(badFlag.getMessage() + " (see --help)");
-            return BAD_COMMAND_LINE;
-        });
-        System.exit(command.execute(hook.withEnvironment(command, args)));
-    }
-
-    @Override public Integer call() throws InterruptedException {
-        // Nobody sees a hook's own stderr; what PID 1 writes there is what kubectl logs shows. --once has a terminal.
-        log = new Log(logFormat, logPrefix, System.getenv("KUBERNETES_SERVICE_HOST") != null && !once);
-        badEnvironment.forEach(message -> log.add("warning", message));
-        debug |= !Objects.requireNonNullElse(System.getenv("DEBUG"), "").isEmpty();
-        socket = socket.strip().replaceFirst("^unix://", ""); // as buildkitd's own addresses begin
-        portIsNamed = spec.commandLine().getParseResult().hasMatchedOption("--port");
-        socketIsNamed = spec.commandLine().getParseResult().hasMatchedOption("--socket");
-        if (sidecar != null && !once) {
-            new Sidecar(sidecar, () -> new Drain().waitUntilQuiet(), log).serve(); // never returns
-        }
-        int exitCode = once ? printCount() : new Drain().waitUntilQuiet();
-        log.close();
-        return exitCode;
-    }
-
-    private int printCount() {
-        Sockets sockets = new Sockets(this);
-        try {
-            System.out.println(sockets.askAll().count());
-            return OK;
-        } catch (IOException e) {
-            log.add("warning", sockets.describe(e) + ".");
-            return COULD_NOT_LOOK;
-        }
-    }
-
-    /** One wait, from its first look to its end. */
-    class Drain {
-        private static final long SIGN_OF_LIFE_MS = 60_000;
-        private final Sockets sockets = new Sockets(BuildkitPrestop.this);
-        private final long start = System.nanoTime();
-        private String seen = "nothing is known"; // by the last look, in words
-        private String reported; // the state that was logged last
-        private long reportedMs;
-
-        /** Returns the exit code: OK or GAVE_UP. */
-        int waitUntilQuiet() throws InterruptedException {
-            log.add("info", "Waiting for build processes to finish...");
-            long quietMs = quietSeconds * 1000L;
-            long checksNeeded = Math.max(1, (quietMs + checkFrequencyMs - 1) / checkFrequencyMs);
-            long quietChecks = 0;
-            long lastNotQuietMs = 0; // or the start
-            while (true) {
-                // While it stays quiet the judge (see Sockets) is enough, and cheaper. Before it leaves it asks all.
-                boolean quiet = isQuiet(quietChecks == 0 || quietChecks + 1 >= checksNeeded);
-                quietChecks = quiet ? quietChecks + 1 : 0;
-                lastNotQuietMs = quiet ? lastNotQuietMs : waitedMs();
-                // The checks alone are not enough: N of them have N - 1 sleeps between them.
-                if (quietChecks >= checksNeeded && waitedMs() - lastNotQuietMs >= quietMs) {
-                    log.add("info", "All build processes seem to have stopped. Exiting now.");
-                    return OK;
-                }
-                long leftMs = maxWaitSeconds == 0 ? Long.MAX_VALUE : maxWaitSeconds * 1000L - waitedMs();
-                Thread.sleep(Math.max(0, Math.min(checkFrequencyMs, leftMs)));
-                if (leftMs < checkFrequencyMs) { // a look after a shorter sleep would be no check
-                    log.add("warning", "Giving up after MAX_WAIT_SECONDS, " + maxWaitSeconds + " s: " + seen + ".");
-                    return GAVE_UP;
-                }
-            }
-        }
-
-        private boolean isQuiet(boolean askAll) {
+    /** Takes from the environment what has no flag. Returns the flags whose value, be it bad, is the user's. */
+    private Set<String> readEnvironment(List<String> warnings) {
+        Set<String> named = new HashSet<>();
+        for (Model.OptionSpec option : spec.options()) {
+            String flag = option.longestName(), variable = VARIABLES.getOrDefault(flag, "");
+            boolean isGiven = spec.commandLine().getParseResult().hasMatchedOption(flag);
+            if (!isGiven && !isSet(variable)) { continue; }
+            named.add(flag);
+            if (isGiven) { continue; }
             try {
-                return lookAndReport(askAll);
-            } catch (Throwable e) {
-                return false; // whatever failed, even the log: nobody knows then who is connected
+                String value = System.getenv(variable);
+                option.setValue(option.converters().length == 0 ? value : option.converters()[0].convert(value));
+            } catch (Exception e) { // a bad value must not cost a build
+                warnings.add("Ignoring " + variable + ", using " + option.defaultValue() + ": " + e.getMessage());
             }
         }
-
-        private boolean lookAndReport(boolean askAll) {
-            try {
-                Look look = askAll ? sockets.askAll() : sockets.askJudge();
-                seen = sockets.describe(look);
-                report("info", look.tcp().size() + " " + look.unix().size(), look.count());
-                return look.count() == 0;
-            } catch (IOException unknown) {
-                seen = sockets.describe(unknown);
-                report("warning", seen, "unknown");
-                return false;
-            }
-        }
-
-        /** Logs what was seen when the state is new, and once a minute as a sign of life. */
-        private void report(String level, String state, Object count) {
-            if (debug) { log.add("debug", "Active connections to buildkitd: " + count); }
-            long waitedMs = waitedMs();
-            boolean nextCheckIsTooLate = waitedMs + checkFrequencyMs > reportedMs + SIGN_OF_LIFE_MS;
-            if (!state.equals(reported) || nextCheckIsTooLate) {
-                log.add(level, seen + ". Waited " + waitedMs / 1000 + " s so far.");
-                reported = state;
-                reportedMs = waitedMs;
-            }
-        }
-
-        private long waitedMs() { return TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - start); }
+        debug |= isSet("DEBUG");
+        return named;
     }
 
-    /** Adds the environment's settings, as "--flag=value", that args have not. Bad ones are warned of later. */
-    private String[] withEnvironment(CommandLine command, String... args) {
-        List<String> flags = new ArrayList<>(List.of(args));
-        for (Model.OptionSpec option : command.getCommandSpec().options()) {
-            Matcher variable = VARIABLE.matcher(String.join("", option.description()));
-            String flag = option.longestName();
-            if (!variable.matches() || Stream.of(args).anyMatch(arg -> arg.startsWith(flag))) { continue; }
-            String value = System.getenv(variable.group(1));
-            // BUILDKITD_PORT=tcp://... is set by Kubernetes itself, where there is a Service named buildkitd.
-            if (value == null || flag.equals("--port") && value.startsWith("tcp://")) { continue; }
-            try {
-                command.parseArgs(flag + "=" + value); // on trial
-            } catch (ParameterException e) {
-                badEnvironment.add("Ignoring " + variable.group(1) + ", using " + option.defaultValue() + ". "
-                        + e.getMessage() + ".");
-                value = option.defaultValue(); // which still counts as named, so something must listen there
-            }
-            flags.add(flag + "=" + value);
-        }
-        return flags.toArray(String[]::new);
+    /** Whether the user has set it. */
+    private static boolean isSet(String variable) {
+        String value = System.getenv(variable), serviceHost = System.getenv("BUILDKITD_SERVICE_HOST");
+        if (value == null) { return false; }
+        if (value.isEmpty()) { return variable.matches("BUILDKITD_SOCKET|LOG_PREFIX"); } // only there it has a meaning
+        // Kubernetes itself sets BUILDKITD_PORT=tcp://10.96.83.161:1234 where there is a Service named buildkitd.
+        String address = "(tcp|udp|sctp)://\\[?" + Pattern.quote("" + serviceHost) + "]?:\\d+";
+        return !variable.equals("BUILDKITD_PORT") || !value.matches(address);
+    }
+
+    /** How many checks in a row must be quiet: N sleeps make the quiet time, and N + 1 checks stand around them. */
+    long checksNeeded() {
+        long sleeps = (quietSeconds * 1000L + checkFrequencyMs - 1) / checkFrequencyMs;
+        return Math.max(2, sleeps + 1); // one look is never enough: it may miss a row while other sockets close
     }
 
     static class WholeNumber implements ITypeConverter<Integer> {
-        private final int least, most;
-
-        WholeNumber(int least, int most) { this.least = least; this.most = most; }
+        int least = 0, most = Integer.MAX_VALUE;
 
         @Override public Integer convert(String value) {
             String digits = value.strip();
@@ -222,21 +136,465 @@ class BuildkitPrestop implements Callable<Integer> {
         }
     }
 
-    static class AtLeastZero extends WholeNumber { AtLeastZero() { super(0, Integer.MAX_VALUE); } }
-    static class AtLeastOne extends WholeNumber { AtLeastOne() { super(1, Integer.MAX_VALUE); } }
-    static class Port extends WholeNumber { Port() { super(1, 65535); } }
+    static class AtLeastOne extends WholeNumber { { least = 1; } }
+    static class PortNumber extends AtLeastOne { { most = 65535; } }
 
-    enum ConnectionSource { auto, netstat, ss, procfs }
+    static class SocketPath implements ITypeConverter<String> {
+        @Override public String convert(String value) {
+            String path = value.strip().replaceFirst("^unix://", ""); // as buildkitd's own addresses begin
+            // In the C locale Java has U+FFFD for each byte beyond ASCII.
+            int bytes = path.replace('\uFFFD', '?').getBytes(StandardCharsets.UTF_8).length;
+            boolean isTcpOnly = value.isEmpty(); // "unix://" alone is not
+            if (isTcpOnly || bytes >= 1 && bytes <= 107) { return path; } // see unix(7)
+            throw new TypeConversionException("'" + value + "' is not a path of 1 to 107 bytes");
+        }
+    }
+
+    static class LogFormat implements ITypeConverter<Log.Format> {
+        @Override public Log.Format convert(String value) {
+            if (value.matches("json|text")) { return Log.Format.valueOf(value); }
+            throw new TypeConversionException("'" + value + "' is not json or text");
+        }
+    }
+
+    public static void main(String... args) {
+        Runtime.getRuntime().addShutdownHook(new Thread(Tool::endAll));
+        CommandLine command = new CommandLine(new BuildkitPrestop()).setExpandAtFiles(false);
+        command.setParameterExceptionHandler((badFlag, rest) -> {
+            command.getErr().println(badFlag.getMessage() + " (see --help)");
+            return BAD_COMMAND_LINE;
+        });
+        System.exit(command.execute(args));
+    }
+
+    @Override public Integer call() throws IOException, InterruptedException {
+        if (sidecar != null && (once || sidecar.toString().isEmpty())) {
+            throw new ParameterException(spec.commandLine(), "--sidecar needs a path, and does not go with --once");
+        }
+        List<String> warnings = new ArrayList<>();
+        Set<String> named = readEnvironment(warnings);
+        endpoints.add(Endpoint.port(port, named.contains("--port")));
+        if (!socket.isEmpty()) { endpoints.add(Endpoint.socket(socket, named.contains("--socket"))); }
+        if (maxWaitSeconds > 0 && maxWaitSeconds * 1000L <= (checksNeeded() - 1) * checkFrequencyMs) {
+            warnings.add("MAX_WAIT_SECONDS, " + maxWaitSeconds + " s, is not longer than the quiet time:"
+                    + " the hook will give up even if nobody is connected");
+        }
+        // Nobody sees a hook's own stderr; what PID 1 writes there is what kubectl logs shows. --once has a terminal.
+        log = new Log(logFormat, logPrefix, System.getenv("KUBERNETES_SERVICE_HOST") != null && !once);
+        warnings.forEach(warning -> log.add("warning", warning + "."));
+        if (sidecar != null) { new Sidecar(sidecar.toAbsolutePath(), this).serve(); } // never returns
+        int exitCode = once ? printCount() : new Drain(this).waitUntilQuiet(OutputStream.nullOutputStream());
+        log.close();
+        return exitCode;
+    }
+
+    private int printCount() throws IOException {
+        Look look = new Sockets(endpoints, log).look(true);
+        if (look.isKnown()) { System.out.println(look.count()); }
+        if (look.isKnown() && !System.out.checkError()) { return OK; }
+        log.add("warning", look.isKnown() ? "Could not print the number of connections." : look.describe(0) + ".");
+        return COULD_NOT_LOOK;
+    }
+}
+
+/** One wait, from its first look to its end. */
+class Drain {
+    private static final long SIGN_OF_LIFE_MS = 60_000;
+    private static final int MOST_PEERS = 5;
+
+    private final BuildkitPrestop settings;
+    private final Log log;
+    private final Sockets sockets;
+    private final long start = System.nanoTime();
+    private String seen = "nothing is known"; // by the last check, in words
+    private String logged; // what was news when it was logged last
+    private long loggedMs;
+
+    Drain(BuildkitPrestop settings) {
+        this.settings = settings;
+        log = settings.log;
+        sockets = new Sockets(settings.endpoints, log);
+    }
+
+    /** Writes a blank at each check, and throws an IOException if its reader has gone. Returns the exit code. */
+    int waitUntilQuiet(OutputStream toReader) throws IOException, InterruptedException {
+        log.add("info", "Waiting for build processes to finish...");
+        long quietChecks = 0;
+        while (true) {
+            toReader.write(' ');
+            // While it stays quiet the kernel alone is asked, which is cheaper. Before the hook leaves, all are.
+            boolean askTools = quietChecks == 0 || quietChecks + 1 >= settings.checksNeeded();
+            quietChecks = isQuiet(askTools) ? quietChecks + 1 : 0;
+            if (quietChecks >= settings.checksNeeded()) {
+                log.add("info", "All build processes seem to have stopped. Exiting now.");
+                return BuildkitPrestop.OK;
+            }
+            int limit = settings.maxWaitSeconds, sleepMs = settings.checkFrequencyMs;
+            long leftMs = limit == 0 ? Long.MAX_VALUE : limit * 1000L - waitedMs();
+            Thread.sleep(Math.max(0, Math.min(sleepMs, leftMs)));
+            if (leftMs < sleepMs) { // it slept too short for another check
+                log.add("warning", "Giving up after MAX_WAIT_SECONDS, " + limit + " s: " + seen + ".");
+                return BuildkitPrestop.GAVE_UP;
+            }
+        }
+    }
+
+    /** One check. Whatever goes wrong in it, even in its report, it is not quiet, and the wait goes on. */
+    private boolean isQuiet(boolean askTools) {
+        try {
+            Look look = sockets.look(askTools);
+            report(look);
+            return look.isKnown() && look.count() == 0;
+        } catch (Throwable e) {
+            log.add("warning", e);
+            return false;
+        }
+    }
+
+    /** Logs what was seen if it is news, and once a minute as a sign of life. */
+    private void report(Look look) throws IOException {
+        seen = look.describe(MOST_PEERS);
+        if (settings.debug) {
+            log.add("debug", "Active connections to buildkitd: " + (look.isKnown() ? look.count() : "unknown"));
+        }
+        // Another count is news, other peers are not. Nor are other digits in a reason, or what stands behind a colon.
+        String news = look.isKnown() ? look.describe(0) : look.whyUnknown.replaceAll("(?s)\\d+|: .*", "");
+        boolean signOfLifeIsDue = waitedMs() + settings.checkFrequencyMs > loggedMs + SIGN_OF_LIFE_MS;
+        if (!news.equals(logged) || signOfLifeIsDue) {
+            loggedMs = waitedMs();
+            logged = news;
+            log.add(look.isKnown() ? "info" : "warning", seen + ". Waited " + loggedMs / 1000 + " s so far.");
+        }
+    }
+
+    private long waitedMs() { return TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - start); }
+}
+
+/** Asks who is connected: first a tool, a witness that can only make the hook stay, and then the kernel, the judge. */
+class Sockets {
+    private final List<Endpoint> endpoints;
+    private final Log log;
+    private final List<Tool> tools = new ArrayList<>(List.of(Tool.values())); // except those that have failed
+
+    Sockets(List<Endpoint> endpoints, Log log) { this.endpoints = endpoints; this.log = log; }
+
+    /** Never throws: where it fails, the look is unknown. */
+    Look look(boolean askTools) {
+        Look look = new Look(endpoints);
+        try {
+            if (askTools) { askATool(look); }
+            if (look.count() == 0) { askTheKernel(look); } // that a tool saw nobody proves nothing
+        } catch (Throwable e) { // out of memory or file descriptors, perhaps
+            look.whyUnknown = reasonOf(e);
+        }
+        return look;
+    }
+
+    /** Asks the first that is installed. One that fails is not asked again: each try might leave a process behind. */
+    private void askATool(Look look) throws InterruptedException {
+        for (Tool tool : List.copyOf(tools)) {
+            if (tool.find().isEmpty()) { continue; }
+            try {
+                tool.connections().forEach(look::add);
+                return;
+            } catch (ExecutionException | TimeoutException | OutOfMemoryError e) { // the last: there can be no thread
+                tools.remove(tool);
+                log.add("info", "Could not use " + tool + ", and will not try again: " + reasonOf(e) + ".");
+            }
+        }
+    }
+
+    private void askTheKernel(Look look) throws IOException {
+        for (Endpoint endpoint : endpoints) {
+            for (KernelTable table : endpoint.tables()) { table.read(look::add); }
+        }
+        // Who sees no listener cannot have looked at buildkitd. All that the user named must listen, and at least one.
+        List<Endpoint> silent = look.withoutListener();
+        List<Endpoint> missing = silent.stream()
+                .filter(endpoint -> endpoint.isNamed() || silent.size() == endpoints.size()).toList();
+        if (look.count() == 0 && !missing.isEmpty()) {
+            throw new IOException("nothing listens on " + Endpoint.names(missing));
+        }
+    }
+
+    private static String reasonOf(Throwable e) {
+        Throwable cause = e instanceof ExecutionException ? e.getCause() : e;
+        return Objects.requireNonNullElse(cause.getMessage(), cause.toString());
+    }
+}
+
+/** What was seen of buildkitd's endpoints. */
+class Look {
+    private final List<Endpoint> endpoints;
+    private final Set<Row> connections = new LinkedHashSet<>(); // the kernel may show a row twice
+    private final List<Row> listeners = new ArrayList<>(); // only the kernel shows them
+    String whyUnknown; // null: it is known who is connected
+
+    Look(List<Endpoint> endpoints) { this.endpoints = endpoints; }
+
+    /** Keeps the row if it is one of the endpoints'. */
+    void add(Row row) {
+        for (Endpoint endpoint : endpoints) {
+            if (!endpoint.owns().test(row)) { continue; }
+            switch (row.state()) {
+                case CONNECTED -> connections.add(row);
+                case LISTENING -> listeners.add(row);
+                case OTHER -> { }
+                case UNKNOWN -> throw new IllegalStateException("unknown state of a socket of " + endpoint.name());
+            }
+        }
+    }
+
+    boolean isKnown() { return whyUnknown == null; }
+
+    int count() { return connections.size(); }
+
+    List<Endpoint> withoutListener() {
+        return endpoints.stream().filter(endpoint -> listeners.stream().noneMatch(endpoint.owns())).toList();
+    }
+
+    /** In words, naming at most so many peers of an endpoint. */
+    String describe(int mostPeers) throws IOException {
+        if (!isKnown()) {
+            return "Cannot tell whether clients are connected to " + Endpoint.names(endpoints) + ": " + whyUnknown;
+        }
+        boolean kernelShowsListeners = !listeners.isEmpty();
+        List<Endpoint> silent = kernelShowsListeners ? withoutListener() : List.of();
+        StringJoiner words = new StringJoiner(" and ");
+        for (Endpoint endpoint : endpoints) {
+            List<Row> own = connections.stream().filter(endpoint.owns()).toList();
+            // If somebody is connected, say where; if nobody is, say where that was looked for.
+            if (own.isEmpty() && (count() > 0 || silent.contains(endpoint))) { continue; }
+            boolean isFirst = words.length() == 0;
+            words.add(own.size() + (!isFirst ? "" : own.size() == 1 ? " connection" : " connections")
+                    + " to " + endpoint.name() + peersOf(own, mostPeers));
+        }
+        return words + (silent.isEmpty() ? "" : "; nothing listens on " + Endpoint.names(silent));
+    }
+
+    private static String peersOf(List<Row> rows, int most) throws IOException {
+        List<String> peers = new ArrayList<>();
+        for (Row row : rows.subList(0, Math.min(most, rows.size()))) {
+            if (row.port() > 0) { peers.add(row.peerName()); }
+        }
+        String more = rows.size() > most ? " and " + (rows.size() - most) + " more" : "";
+        return peers.isEmpty() ? "" : " from " + String.join(", ", peers) + more;
+    }
+}
+
+/** Where buildkitd listens: its name, whether the user named it, which rows are its own, and which tables have them. */
+record Endpoint(String name, boolean isNamed, Predicate<Row> owns, List<KernelTable> tables) {
+    static Endpoint port(int number, boolean isNamed) {
+        return new Endpoint("port " + number, isNamed, row -> row.port() == number,
+                List.of(KernelTable.tcp, KernelTable.tcp6));
+    }
+
+    /** A path, or the end of one. */
+    static Endpoint socket(String path, boolean isNamed) {
+        String end = "/" + asciiOf(path);
+        return new Endpoint(path, isNamed, row -> ("/" + asciiOf(row.path())).endsWith(end), List.of(KernelTable.unix));
+    }
+
+    /** Characters beyond ASCII are all alike: in the C locale Java cannot read them from the environment. */
+    private static String asciiOf(String path) { return path.replaceAll("[^ -~]+", "?"); }
+
+    static String names(List<Endpoint> endpoints) {
+        return String.join(" or ", endpoints.stream().map(Endpoint::name).toList());
+    }
+}
+
+enum State { CONNECTED, LISTENING, OTHER, UNKNOWN }
+
+/** A socket as a table shows it. One of TCP has a port and a peer, one of unix an inode and a path, which may be "". */
+record Row(State state, int port, String peer, String inode, String path) {
+    static Row ofTcp(State state, int port, String peer) { return new Row(state, port, peer, "", ""); }
+
+    static Row ofUnix(State state, String inode, String path) {
+        return new Row(state, 0, "", inode, Objects.requireNonNullElse(path, ""));
+    }
+
+    /** The peer as people write it, 10.0.0.7:41234 or [2001:db8::7]:41234, whoever has shown it. */
+    String peerName() throws UnknownHostException {
+        int colon = peer.lastIndexOf(':');
+        String address = peer.substring(0, colon), port = peer.substring(colon + 1);
+        if (address.matches("(\\p{XDigit}{8}){1,4}")) { // see Documentation/networking/proc_net_tcp.rst of Linux
+            ByteBuffer bytes = ByteBuffer.allocate(address.length() / 2).order(ByteOrder.nativeOrder());
+            for (String word : address.split("(?<=\\G.{8})")) { bytes.putInt(Integer.parseUnsignedInt(word, 16)); }
+            address = InetAddress.getByAddress(bytes.array()).getHostAddress().replaceFirst("(^|:)0(:0)+(:|$)", "::");
+            port = String.valueOf(Integer.parseInt(port, 16));
+        }
+        address = address.replaceAll("^\\[?::ffff:(?=.*\\.)|[\\[\\]]", "");
+        return (address.contains(":") ? "[" + address + "]" : address) + ":" + port;
+    }
+}
+
+/** The tables of /proc/net, see proc_pid_net(5). Ports and states are hexadecimal. */
+enum KernelTable {
+    tcp(" *sl +local_address +rem_address +st .*", tcpRow(8)),
+    tcp6(" *sl +local_address +rem(ote)?_address +st .*", tcpRow(32)),
+    unix("Num +RefCount +Protocol +Flags +Type +St +Inode +Path",
+            "[0-9a-f]+: [0-9A-F]{8} [0-9A-F]{8} (?<state>[0-9A-F]{8} [0-9A-F]{4} [0-9A-F]{2})"
+            + " +(?<inode>\\d+)( (?<path>.*))?");
+
+    private final Path file = Path.of("/proc/net", name());
+    private final Pattern heading, row;
+
+    KernelTable(String heading, String row) {
+        this.heading = Pattern.compile(heading);
+        this.row = Pattern.compile(row, Pattern.DOTALL);
+    }
+
+    private static String tcpRow(int digitsOfAddress) {
+        return String.format(" *\\d+: [0-9A-F]{%1$d}:(?<port>[0-9A-F]{4}) (?<peer>[0-9A-F]{%1$d}:[0-9A-F]{4})"
+                + " (?<state>[0-9A-F]{2}) .*", digitsOfAddress);
+    }
+
+    void read(Consumer<Row> rows) throws IOException {
+        if (this == tcp6 && Files.notExists(file)) { return; } // there is no IPv6
+        try (InputStream in = new FileInputStream(file.toFile())) { parse(in, rows); }
+    }
+
+    /** Hands on each row. Throws an IOException if this is anything but the heading and rows, whole to the end. */
+    void parse(InputStream in, Consumer<Row> rows) throws IOException {
+        byte[] chunk = new byte[4096];
+        String text = ""; // what was read and is not parsed yet
+        boolean headingIsDone = false;
+        for (int bytes; (bytes = in.read(chunk)) > 0; ) {
+            text += new String(chunk, 0, bytes, StandardCharsets.ISO_8859_1);
+            int start = 0;
+            for (int end; (end = text.indexOf('\n', start)) >= 0; start = end + 1) {
+                String line = text.substring(start, end);
+                Matcher words = (headingIsDone ? row : heading).matcher(line);
+                if (!words.matches()) { throw new IOException(file + " has a row that cannot be read: " + line); }
+                if (headingIsDone) { rows.accept(toRow(words)); }
+                headingIsDone = true;
+            }
+            text = text.substring(start);
+        }
+        if (!headingIsDone || !text.isEmpty()) { throw new IOException(file + " is cut off"); }
+    }
+
+    private Row toRow(Matcher words) {
+        String state = words.group("state");
+        return this == unix ? Row.ofUnix(unixState(state), words.group("inode"), words.group("path"))
+                : Row.ofTcp(tcpState(state), Integer.parseInt(words.group("port"), 16), words.group("peer"));
+    }
+
+    /** See net/tcp_states.h of Linux. */
+    private static State tcpState(String number) {
+        return switch (number) {
+            case "01" -> State.CONNECTED;
+            case "0A" -> State.LISTENING;
+            case "02", "03", "04", "05", "06", "07", "08", "09", "0B" -> State.OTHER;
+            default -> State.UNKNOWN;
+        };
+    }
+
+    /** Flags, type (0001: a stream) and state, see linux/net.h. A client that was not accepted yet has the state 02. */
+    private static State unixState(String words) {
+        return switch (words) {
+            case "00000000 0001 03", "00000000 0001 02" -> State.CONNECTED;
+            case "00010000 0001 01" -> State.LISTENING;
+            default -> words.matches("000[01]0000 000[1-5] 0[0-4]") ? State.OTHER : State.UNKNOWN;
+        };
+    }
+}
+
+/** The commands that list sockets, in the order in which they are asked, and how each writes a connected one. */
+enum Tool {
+    /** See netstat(8): that of net-tools, and BusyBox'. */
+    netstat("tcp\\S* +\\S+ +\\S+ +\\S*:(?<port>\\d{1,5}) +(?<peer>\\S+:\\d+) +ESTABLISHED.*",
+            "unix +\\S+ +\\[[^]]*] +STREAM +CONNECT(?:ED|ING) +(?<inode>\\d+) +(?<path>.*)"),
+    /** See ss(8). */
+    ss("tcp +ESTAB +\\S+ +\\S+ +\\S*:(?<port>\\d{1,5}) +(?<peer>\\S+:\\d+).*",
+            "u_str +ESTAB +\\S+ +\\S+ +(?<path>.*\\S) +(?<inode>\\d+) +\\* +\\d+.*");
+
+    private static final int LIMIT_S = 5;
+    private static final Semaphore MAY_START = new Semaphore(1);
+
+    private final Pattern tcpRow, unixRow;
+
+    Tool(String tcpRow, String unixRow) {
+        this.tcpRow = Pattern.compile(tcpRow, Pattern.DOTALL);
+        this.unixRow = Pattern.compile(unixRow, Pattern.DOTALL);
+    }
+
+    /** The connections that it shows, whatever else it does. Throws if it cannot be started or does not end in 5 s. */
+    List<Row> connections() throws ExecutionException, TimeoutException, InterruptedException {
+        // Even its start can be held up, by what watches over programs. So another thread does it.
+        FutureTask<List<Row>> answer = new FutureTask<>(this::run);
+        Thread thread = new Thread(answer);
+        thread.setDaemon(true);
+        thread.start();
+        try {
+            return answer.get(LIMIT_S, TimeUnit.SECONDS);
+        } catch (TimeoutException e) {
+            endChildren();
+            throw new TimeoutException("no answer in " + LIMIT_S + " s");
+        }
+    }
+
+    private List<Row> run() throws IOException, InterruptedException {
+        ProcessBuilder builder = new ProcessBuilder(find().orElseThrow().getPath(), "-tanx")
+                .redirectInput(ProcessBuilder.Redirect.INHERIT).redirectError(ProcessBuilder.Redirect.DISCARD);
+        builder.environment().put("LC_ALL", "C"); // net-tools translates its output
+        Process process = start(builder);
+        List<Row> rows = parse(process.inputReader(StandardCharsets.ISO_8859_1));
+        process.waitFor();
+        return rows;
+    }
+
+    List<Row> parse(BufferedReader output) throws IOException {
+        List<Row> rows = new ArrayList<>();
+        for (String line; (line = output.readLine()) != null; ) {
+            Matcher tcp = tcpRow.matcher(line), unix = unixRow.matcher(line.strip());
+            if (tcp.matches()) {
+                rows.add(Row.ofTcp(State.CONNECTED, Integer.parseInt(tcp.group("port")), tcp.group("peer")));
+            } else if (unix.matches()) {
+                rows.add(Row.ofUnix(State.CONNECTED, unix.group("inode"), unix.group("path")));
+            }
+        }
+        return rows;
+    }
+
+    private static Process start(ProcessBuilder builder) throws IOException, InterruptedException {
+        MAY_START.acquire();
+        try {
+            return builder.start();
+        } finally {
+            MAY_START.release();
+        }
+    }
+
+    /** Where it is, if it is installed. */
+    Optional<File> find() {
+        String path = Objects.requireNonNullElse(System.getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin");
+        return Stream.of(path.split(":")).map(directory -> new File(directory, name()))
+                .filter(file -> file.canExecute() && !file.isDirectory()).findFirst();
+    }
+
+    /** A tool that runs when SIGTERM arrives must not outlive the hook, and none may be started after it. */
+    static void endAll() {
+        endChildren(); // then a start that was held up comes to its end
+        // A start that is under way may have no child yet. MAY_START is never free again.
+        for (int i = 0; i < 50 && !MAY_START.tryAcquire(); i++) { LockSupport.parkNanos(10_000_000); }
+        endChildren();
+    }
+
+    private static void endChildren() {
+        ProcessHandle.current().descendants().forEach(ProcessHandle::destroyForcibly);
+    }
 }
 
 /**
- * Waits for others: the preStop hook of another container reads a line from a FIFO, see fifo(7), and gets it at the end
- * of a wait. A reader that gets the end of the file instead does not know who is connected, and has to ask again.
+ * Waits on behalf of the preStop hook of another container. That reads from a FIFO, see fifo(7): blanks, and at the end
+ * of the wait a line, "quiet" or "gave up". If it gets the end of the file instead, it has to ask again.
  */
-record Sidecar(Path fifo, Callable<Integer> drain, Log log) {
+record Sidecar(Path fifo, BuildkitPrestop settings) {
     private static final long RETRY_MS = 1000;
 
     void serve() throws InterruptedException {
+        Log log = settings.log;
         String complaint = "";
         while (true) {
             try {
@@ -245,8 +603,7 @@ record Sidecar(Path fifo, Callable<Integer> drain, Log log) {
                 // This blocks until somebody opens it for reading. WRITE alone makes no file where there is no FIFO.
                 try (OutputStream reader = Files.newOutputStream(fifo, StandardOpenOption.WRITE)) {
                     Files.deleteIfExists(fifo); // so a probe sees that it drains, and the next reader starts a new wait
-                    boolean quiet = drain.call() == BuildkitPrestop.OK;
-                    reader.write((quiet ? "quiet\n" : "gave up\n").getBytes(StandardCharsets.UTF_8));
+                    answer(reader);
                 }
                 complaint = "";
             } catch (Throwable e) {
@@ -259,6 +616,16 @@ record Sidecar(Path fifo, Callable<Integer> drain, Log log) {
         }
     }
 
+    private void answer(OutputStream reader) throws InterruptedException {
+        try {
+            // For a reader the blanks before the line are nothing. To write one fails when the reader has gone.
+            boolean quiet = new Drain(settings).waitUntilQuiet(reader) == BuildkitPrestop.OK;
+            reader.write((quiet ? "quiet\n" : "gave up\n").getBytes(StandardCharsets.UTF_8));
+        } catch (IOException e) {
+            settings.log.add("info", "The reader of " + fifo + " has gone: " + e.getMessage() + ".");
+        }
+    }
+
     /** Keeps one that is there. Nothing else will do: what is written to a file would stay for later readers. */
     private void makeFifo() throws Exception {
         Process shell = new ProcessBuilder("sh", "-c", "test -p \"$0\" || mkfifo -m 666 \"$0\"", fifo.toString())
@@ -268,315 +635,40 @@ record Sidecar(Path fifo, Callable<Integer> drain, Log log) {
     }
 }
 
-/** Whom to ask who is connected, and whom to believe. */
-class Sockets {
-    private static final int MOST_PEERS = 5;
-
-    private final BuildkitPrestop settings;
-    private final Pattern socketPaths;
-    private final List<Source> tools; // asked first: they can only make it stay
-    private final Source judge; // it alone is believed that nobody is connected
-    private final Set<Source> warnedOf = EnumSet.noneOf(Source.class);
-
-    Sockets(BuildkitPrestop settings) {
-        this.settings = settings;
-        boolean auto = settings.source == BuildkitPrestop.ConnectionSource.auto;
-        tools = new ArrayList<>(auto ? List.of(Source.netstat, Source.ss) : List.of());
-        judge = auto ? Source.procfs : Source.valueOf(settings.source.name());
-        // Characters beyond ASCII are all alike: in the C locale the JVM cannot read them from BUILDKITD_SOCKET.
-        String path = Pattern.quote(settings.socket).replaceAll("[^ -~]+", "\\\\E[^ -~]+\\\\Q");
-        socketPaths = Pattern.compile(settings.socket.isEmpty() ? "(?!)" : "(?s)(.*/)?" + path);
-    }
-
-    /** Throws an IOException that says why it is unknown who is connected. */
-    Look askAll() throws IOException {
-        // The first tool that works is asked. Not to be installed is no fault.
-        for (Source tool : tools.stream().filter(tool -> Tool.find(tool.name()).isPresent()).toList()) {
-            try {
-                Look look = ask(tool);
-                if (look.count() > 0) { return look; }
-                break; // that it saw nobody proves nothing
-            } catch (IOException e) {
-                tools.remove(tool);
-                tools.add(tool); // asked after the other from now on
-                if (warnedOf.add(tool)) { settings.log.add("warning", "Could not use " + e.getMessage() + "."); }
-            }
-        }
-        return askJudge();
-    }
-
-    /** Asks only the one that is believed that nobody is connected. Throws the same. */
-    Look askJudge() throws IOException {
-        Look look = ask(judge);
-        // Who sees no listener cannot have looked at buildkitd. What the user named must listen, else one of the two.
-        boolean noPort = look.tcpListeners().isEmpty(), noSocket = look.unixListeners().isEmpty();
-        List<String> missing = new ArrayList<>();
-        if (noPort && (noSocket || settings.portIsNamed)) { missing.add("port " + settings.port); }
-        if (noSocket && (noPort || settings.socketIsNamed) && !settings.socket.isEmpty()) {
-            missing.add(settings.socket);
-        }
-        if (look.count() == 0 && !missing.isEmpty()) {
-            throw new IOException("nothing listens on " + String.join(" or ", missing));
-        }
-        return look;
-    }
-
-    Look newLook(Source source) { return new Look(source, settings.port, socketPaths); } // a test overrides it
-
-    private Look ask(Source source) throws IOException {
-        try {
-            Look look = newLook(source);
-            source.read(look);
-            return look;
-        } catch (Throwable e) { // out of memory, threads or file descriptors, perhaps
-            throw new IOException(source + ": " + Objects.requireNonNullElse(e.getMessage(), e.toString()));
-        }
-    }
-
-    String describe(Look look) throws IOException {
-        int connections = look.tcp().size();
-        List<String> peers = new ArrayList<>();
-        for (String row : look.tcp().stream().limit(MOST_PEERS).toList()) { peers.add(look.source().peerOf(row)); }
-        return connections + (connections == 1 ? " connection" : " connections") + " to port " + settings.port
-                + (connections == 0 ? "" : " from " + String.join(", ", peers))
-                + (connections == peers.size() ? "" : " and " + (connections - peers.size()) + " more")
-                + (settings.socket.isEmpty() ? "" : " and " + look.unix().size() + " to " + settings.socket);
-    }
-
-    String describe(IOException unknown) {
-        return "Cannot tell whether clients are connected to port " + settings.port
-                + (settings.socket.isEmpty() ? "" : " or " + settings.socket) + ": " + unknown.getMessage();
-    }
-}
-
-/**
- * What tells who is connected, and the form of its tables: these headings in this order, and behind them rows of TCP
- * and of unix sockets. A row is connected, or it listens, or it has another state. The patterns name every state.
- */
-enum Source {
-    /** See netstat(8). That of net-tools and that of BusyBox differ in blanks. */
-    netstat(10, List.of("Active Internet connections.*", "Proto +Recv-Q +Send-Q +Local Address +Foreign Address +State",
-            "Active UNIX domain sockets.*", "Proto +RefCnt +Flags +Type +State +I-Node +Path"),
-            "tcp6? +\\d+ +\\d+ +(?<id>(?<local>\\S+:\\d+) +\\S+:[\\d*]+) +((?<connected>ESTABLISHED)|(?<listens>LISTEN)"
-            + "|SYN_SENT|SYN_RECV|FIN_WAIT1|FIN_WAIT2|TIME_WAIT|CLOSE|CLOSE_WAIT|LAST_ACK|CLOSING|(?<unknown>\\S+))",
-            // State and Path may be missing.
-            "unix +\\d+ +\\[[A-Z ]*] +((?<connected>STREAM +CONNECTED)|(?<listens>STREAM +LISTENING)"
-            + "|(STREAM|DGRAM|RAW|RDM|SEQPACKET)( +(FREE|LISTENING|CONNECTING|CONNECTED|DISCONNECTING))?"
-            + "|(?<unknown>[A-Z]+( +[A-Z]+)?)) +(?<id>\\d+) *(?<path>.*)"),
-
-    /** See ss(8). */
-    ss(10, List.of("Netid +State +Recv-Q +Send-Q +Local Address:Port +Peer Address:Port *(Process)?"),
-            "tcp +((?<connected>ESTAB)|(?<listens>LISTEN)|SYN-SENT|SYN-RECV|FIN-WAIT-1|FIN-WAIT-2|TIME-WAIT|UNCONN"
-            + "|CLOSE-WAIT|LAST-ACK|CLOSING|(?<unknown>\\S+))"
-            + " +\\d+ +\\d+ +(?<id>(?<local>\\S+:\\d+) +\\S+:[\\d*]+)",
-            "((?<connected>u_str +ESTAB)|(?<listens>u_str +LISTEN)"
-            + "|u_(str|dgr|seq) +(ESTAB|LISTEN|UNCONN|SYN-SENT|CLOSING)|(?<unknown>u_\\w+ +[A-Z0-9-]+))"
-            + " +\\d+ +\\d+ +(?<path>\\S.*) (?<id>\\d+) +\\* \\d+"),
-
-    /** See proc_pid_net(5). Numbers are hexadecimal; states are those of Linux' net/tcp_states.h and linux/net.h. */
-    procfs(16, List.of("sl +local_address +rem(ote)?_address +st .*",
-            "Num +RefCount +Protocol +Flags +Type +St +Inode +Path"),
-            "\\d+: (?<id>(?<local>([0-9A-F]{32}|[0-9A-F]{8}):[0-9A-F]{4}) ([0-9A-F]{32}|[0-9A-F]{8}):[0-9A-F]{4})"
-            + " ((?<connected>01)|(?<listens>0A)|0[2-9B]|(?<unknown>\\w+)) .*",
-            "\\w+: \\w{8} \\w{8} ((?<connected>\\w{8} 0001 03)|(?<listens>00010000 0001 01)|\\w{8} 000[1-5] 0[0-4]"
-            + "|(?<unknown>\\w{8} \\w{4} \\w+)) +(?<id>\\d+) ?(?<path>.*)");
-
-    /** Absent where the kernel has no IPv6. What is there and cannot be seen is not absent. */
-    private static final Path TCP6 = Path.of("/proc/net/tcp6");
-
-    private final int base; // of the numbers of ports
-    final List<Pattern> headings;
-    final Pattern tcpRow, unixRow;
-
-    Source(int base, List<String> headings, String tcpRow, String unixRow) {
-        this.base = base;
-        this.headings = headings.stream().map(Pattern::compile).toList();
-        this.tcpRow = Pattern.compile(tcpRow);
-        this.unixRow = Pattern.compile(unixRow, Pattern.DOTALL);
-    }
-
-    /** Reads its tables, whole, or throws an IOException. */
-    void read(Look look) throws IOException {
-        if (this != procfs) {
-            Tool.run(name(), look, headings);
-            return;
-        }
-        for (Path file : List.of(Path.of("/proc/net/tcp"), TCP6, Path.of("/proc/net/unix"))) {
-            if (file == TCP6 && Files.notExists(TCP6)) { continue; }
-            try (InputStream in = new FileInputStream(file.toFile())) {
-                look.read(in::read, List.of(headings.get(file.endsWith("unix") ? 1 : 0)));
-            }
-        }
-    }
-
-    /** Whether it is BusyBox' remark that there is no table of IPv6, where there is none. */
-    static boolean isNoFault(String line) {
-        return line.matches("netstat: .*/proc/net/tcp6.*: No such file or directory") && Files.notExists(TCP6);
-    }
-
-    int portOf(String endpoint) { return Integer.parseInt(endpoint.substring(endpoint.lastIndexOf(':') + 1), base); }
-
-    /** The client's end as people write it, 10.0.0.7:41234 or [2001:db8::7]:41234, whatever the source. */
-    String peerOf(String endpoints) throws IOException {
-        String address = endpoints.substring(endpoints.lastIndexOf(' ') + 1, endpoints.lastIndexOf(':'));
-        if (this == procfs) { // in words of 32 bits, see Documentation/networking/proc_net_tcp.rst of Linux
-            ByteBuffer bytes = ByteBuffer.allocate(address.length() / 2).order(ByteOrder.nativeOrder());
-            for (String word : address.split("(?<=\\G.{8})")) { bytes.putInt(Integer.parseUnsignedInt(word, 16)); }
-            address = InetAddress.getByAddress(bytes.array()).getHostAddress().replaceFirst("(^|:)0(:0)+(:|$)", "::");
-        }
-        address = address.replaceAll("^\\[?::ffff:(?=.*\\.)|[\\[\\]]", "");
-        return (address.contains(":") ? "[" + address + "]" : address) + ":" + portOf(endpoints);
-    }
-}
-
-/**
- * What the tables of one source show of buildkitd: its connections and listeners. Those of TCP are known by both their
- * ends, because the kernel may show a row twice, and those of unix sockets by their inodes.
- */
-record Look(Source source, int port, Pattern socketPaths, Set<String> tcp, Set<String> unix, Set<String> tcpListeners,
-        Set<String> unixListeners) {
-    private static final int CHUNK = 4096; // bytes: longer than any line, and little beside tables of megabytes
-
-    Look(Source source, int port, Pattern socketPaths) {
-        this(source, port, socketPaths, new LinkedHashSet<>(), new HashSet<>(), new HashSet<>(), new HashSet<>());
-    }
-
-    /** Bytes as InputStream.read(byte[]) gives them. */
-    interface ByteSource { int read(byte[] buffer) throws IOException; }
-
-    int count() { return tcp.size() + unix.size(); }
-
-    /** Throws an IOException if this is anything but these headings and rows, whole to the end. */
-    void read(ByteSource in, List<Pattern> headings) throws IOException {
-        Deque<Pattern> missing = new ArrayDeque<>(headings);
-        byte[] chunk = new byte[CHUNK];
-        String rest = "";
-        for (int n; (n = in.read(chunk)) > 0; ) {
-            String text = rest + new String(chunk, 0, n, StandardCharsets.ISO_8859_1);
-            int start = 0;
-            for (int end; (end = text.indexOf('\n', start)) >= 0; start = end + 1) {
-                String line = text.substring(start, end).strip();
-                if (!missing.isEmpty() && missing.element().matcher(line).matches()) {
-                    missing.remove();
-                } else if (!addRow(line) && !Source.isNoFault(line)) {
-                    throw notATable(line);
-                }
-            }
-            rest = text.substring(start);
-            if (rest.length() > CHUNK) { throw notATable(rest); }
-        }
-        if (!rest.isEmpty() || !missing.isEmpty()) { throw notATable("it ends too early"); }
-    }
-
-    private static IOException notATable(String why) {
-        return new IOException(String.format("not a socket table: %.100s", why));
-    }
-
-    /** Keeps what a row tells of buildkitd. False: it is no row, or one of buildkitd's in an unknown state. */
-    private boolean addRow(String line) {
-        Matcher row = source.tcpRow.matcher(line);
-        if (row.matches()) {
-            return source.portOf(row.group("local")) != port || keep(row, tcp, tcpListeners);
-        }
-        row = source.unixRow.matcher(line);
-        return row.matches()
-                && (!socketPaths.matcher(row.group("path")).matches() || keep(row, unix, unixListeners));
-    }
-
-    private static boolean keep(Matcher row, Set<String> connections, Set<String> listeners) {
-        if (row.group("connected") != null) {
-            connections.add(row.group("id"));
-        } else if (row.group("listens") != null) {
-            listeners.add(row.group("id"));
-        }
-        return row.group("unknown") == null;
-    }
-}
-
-/** Runs netstat and ss. */
-class Tool {
-    private static final long LIMIT_NS = 5_000_000_000L;
-    private static final long POLL_NS = 2_000_000;
-    private static final Semaphore MAY_START = new Semaphore(1);
-
-    /** Throws an IOException if the command is missing, fails, prints no whole tables, or takes longer than 5 s. */
-    static void run(String command, Look look, List<Pattern> headings) throws IOException {
-        File file = find(command).orElseThrow(() -> new IOException("not on the PATH"));
-        ProcessBuilder builder = new ProcessBuilder(file.getPath(), "-tanx").redirectErrorStream(true)
-                .redirectInput(ProcessBuilder.Redirect.INHERIT); // one pipe less to make
-        builder.environment().put("LC_ALL", "C"); // net-tools translates its output
-        Process process;
-        MAY_START.acquireUninterruptibly();
-        try { process = builder.start(); } finally { MAY_START.release(); }
-        Look.ByteSource output = outputOf(process);
-        try {
-            look.read(output, headings);
-        } catch (IOException e) {
-            while (output.read(new byte[4096]) > 0) { } // until it exits, for its status; throws after 5 s
-            throw new IOException("exit status " + process.exitValue() + ", " + e.getMessage());
-        } finally {
-            if (process.isAlive()) {
-                Stream.concat(process.descendants(), Stream.of(process.toHandle()))
-                        .forEach(ProcessHandle::destroyForcibly);
-            }
-        }
-        if (process.exitValue() != 0) { throw new IOException("exit status " + process.exitValue()); }
-    }
-
-    static Optional<File> find(String command) {
-        String path = Objects.requireNonNullElse(System.getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin");
-        return Stream.of(path.split(":")).map(directory -> new File(directory, command))
-                .filter(file -> file.canExecute() && !file.isDirectory()).findFirst();
-    }
-
-    /** What the process prints, until it exits. A read that blocks would not end while a child holds the pipe. */
-    private static Look.ByteSource outputOf(Process process) {
-        InputStream pipe = process.getInputStream();
-        long start = System.nanoTime();
-        return buffer -> {
-            while (System.nanoTime() - start < LIMIT_NS) {
-                boolean exited = !process.isAlive(); // asked before the pipe: then an empty pipe stays empty
-                if (pipe.available() > 0) { return pipe.read(buffer); }
-                if (exited) { return -1; }
-                LockSupport.parkNanos(POLL_NS);
-            }
-            throw new IOException("no answer in " + TimeUnit.NANOSECONDS.toSeconds(LIMIT_NS) + " s");
-        };
-    }
-
-    /** A tool that hangs when SIGTERM arrives must not outlive the hook. MAY_START is never free again. */
-    static void endAll() {
-        MAY_START.acquireUninterruptibly();
-        ProcessHandle.current().descendants().forEach(ProcessHandle::destroyForcibly);
-    }
-}
-
 /**
  * Writes lines where they can be seen. Writing to a pipe that nobody reads never ends, so a thread of its own does it:
  * a hundred lines may wait for it, and those that cannot be written are lost.
  */
-record Log(Format format, String prefix, boolean toPid1, ExecutorService writer) {
+class Log {
     enum Format { json, text }
 
     private static final int WAITING_LINES = 100;
     private static final Pattern SPECIAL = Pattern.compile("[\"\\\\\\x00-\\x1F]");
     private static final Path STDERR_OF_PID_1 = Path.of("/proc/1/fd/2");
 
+    private final Format format;
+    private final String prefix;
+    private final boolean toPid1;
+    private final ExecutorService writer = new ThreadPoolExecutor(1, 1, 0, TimeUnit.SECONDS,
+            new ArrayBlockingQueue<>(WAITING_LINES), new ThreadPoolExecutor.DiscardPolicy());
+
     Log(Format format, String prefix, boolean toPid1) {
-        this(format, prefix, toPid1, new ThreadPoolExecutor(1, 1, 0, TimeUnit.SECONDS,
-                new ArrayBlockingQueue<>(WAITING_LINES), new ThreadPoolExecutor.DiscardPolicy()));
+        this.format = format;
+        this.prefix = prefix;
+        this.toPid1 = toPid1;
     }
 
-    void add(String level, String message) {
-        String text = prefix.isEmpty() ? message : prefix + " " + message;
-        Instant now = Instant.ofEpochSecond(System.currentTimeMillis() / 1000);
-        String escaped = SPECIAL.matcher(text).replaceAll(
-                special -> String.format("\\\\u%04x", (int) special.group().charAt(0)));
-        String line = format == Format.text ? text.replaceAll("\\p{Cntrl}", " ")
-                : "{\"message\": \"" + escaped + "\", \"timestamp\": \"" + now + "\", \"level\": \"" + level + "\"}";
+    /** Never throws. */
+    void add(String level, Object message) {
         try {
+            String text = (prefix.isEmpty() ? "" : prefix + " ") + message;
+            Instant now = Instant.ofEpochSecond(System.currentTimeMillis() / 1000);
+            String escaped = SPECIAL.matcher(text).replaceAll(
+                    special -> String.format("\\\\u%04x", (int) special.group().charAt(0)));
+            String line = format == Format.text ? text.replaceAll("\\p{Cntrl}", " ") : "{\"message\": \"" + escaped
+                    + "\", \"timestamp\": \"" + now + "\", \"level\": \"" + level + "\"}";
             writer.execute(() -> write((line + "\n").getBytes(StandardCharsets.UTF_8)));
-        } catch (OutOfMemoryError e) { } // there can be no thread for it: without its log the hook still waits
+        } catch (Throwable e) { } // out of memory or threads, perhaps: without its log the hook still waits
     }
 
     /** Waits until all is written, at most 5 s. */

@@ -22,8 +22,8 @@ import org.junit.jupiter.params.provider.*;
 class BuildTest {
 
     private static final int QUIET_SECONDS = 2;
-    /** So many checks make the quiet time. */
-    private static final int CHECKS_NEEDED = 20;
+    /** So many checks lie around the quiet time. */
+    private static final int CHECKS_NEEDED = 21;
 
     @TempDir
     private static Path directory;
@@ -75,9 +75,8 @@ class BuildTest {
         public String toString() { return dockerd.docker.versions + " over " + over; }
     }
 
-    static Stream<Way> ways() {
-        return dockerds.stream().flatMap(dockerd -> Stream.of(Over.values()).map(over -> new Way(dockerd, over)));
-    }
+    /** The oldest over the one and the newest over the other; perhaps they are the same. */
+    static Stream<Way> ways() { return Stream.of(new Way(dockerds.get(0), Over.TCP), new Way(newest(), Over.SOCKET)); }
 
     private static Dockerd newest() { return dockerds.get(dockerds.size() - 1); }
 
@@ -85,10 +84,10 @@ class BuildTest {
 
     @ParameterizedTest
     @MethodSource("ways")
-    void staysWhileABuildSendsNothingForTwentySeconds(Way way) {
+    void staysWhileABuildSendsNothingForFifteenSeconds(Way way) {
         try (Dockerd.Address address = way.dockerd.takeAddress(); Build build = Build.start(address, way.over);
                 Drain drain = Drain.start(address)) {
-            Hook.pause(20_000);
+            Hook.pause(15_000);
             drain.awaitBusyChecks(1);
             build.gate.open(0);
             drain.assertLeftAfter(build, true);
@@ -98,14 +97,10 @@ class BuildTest {
     /** How a build may end but for well: it fails, or its client gets SIGINT or SIGKILL. */
     enum End { ERROR, INT, KILL }
 
-    static Stream<Arguments> waysAndEnds() {
-        return ways().flatMap(way -> Stream.of(End.values()).map(end -> Arguments.of(way, end)));
-    }
-
     @ParameterizedTest
-    @MethodSource("waysAndEnds")
-    void leavesAfterABuildThatCameToABadEnd(Way way, End end) {
-        try (Dockerd.Address address = way.dockerd.takeAddress(); Build build = Build.start(address, way.over);
+    @EnumSource
+    void leavesAfterABuildThatCameToABadEnd(End end) {
+        try (Dockerd.Address address = newest().takeAddress(); Build build = Build.start(address, Over.TCP);
                 Drain drain = Drain.start(address)) {
             drain.awaitBusyChecks(CHECKS_NEEDED + 5); // without the build it would have left
             if (end == End.ERROR) {
@@ -131,11 +126,13 @@ class BuildTest {
     }
 
     @ParameterizedTest
-    @ValueSource(strings = {"netstat", "ss", "procfs", "auto"})
-    void staysUntilTheLastBuildHasEndedWhateverTheSource(String source) {
+    @ValueSource(strings = {"netstat", "ss", "none"})
+    void staysUntilTheLastBuildHasEndedWhateverToolIsInstalled(String tool) {
+        Path tools = directory.resolve("with " + tool);
+        Tools.only(tools, tool.equals("none") ? Map.of() : Map.of(tool, Tools.require(tool)));
         try (Dockerd.Address address = newest().takeAddress(); Build first = Build.start(address, Over.TCP);
                 Build second = Build.start(address, Over.SOCKET);
-                Drain drain = Drain.start(address, "--source", source)) {
+                Drain drain = Drain.start(address, tools.toString())) {
             drain.awaitBusyChecks(1);
             first.finish();
             drain.awaitBusyChecks(CHECKS_NEEDED + 5); // without the one over the socket it would have left
@@ -155,11 +152,13 @@ class BuildTest {
     /** A run of the hook, started while a build runs. */
     private record Drain(Hook hook, Dockerd.Address address) implements AutoCloseable {
 
-        static Drain start(Dockerd.Address address, String... args) {
-            return new Drain(Hook.start(Hook.env("DEBUG", "1", "BUILDKITD_PORT", address.port(),
+        static Drain start(Dockerd.Address address) { return start(address, System.getenv("PATH")); }
+
+        static Drain start(Dockerd.Address address, String path) {
+            return new Drain(Hook.start(Hook.env("DEBUG", "1", "PATH", path, "BUILDKITD_PORT", address.port(),
                     "BUILDKITD_SOCKET", address.socket().getFileName(),
-                    "CHECK_FREQUENCY_MS", QUIET_SECONDS * 1000 / CHECKS_NEEDED,
-                    "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", QUIET_SECONDS), args), address);
+                    "CHECK_FREQUENCY_MS", QUIET_SECONDS * 1000 / (CHECKS_NEEDED - 1),
+                    "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", QUIET_SECONDS)), address);
         }
 
         String socket() { return address.socket().getFileName().toString(); }
@@ -187,14 +186,12 @@ class BuildTest {
                 assertThat(checks.subList(0, busyUntil)).doesNotContain(false);
             }
             assertThat(checks.size() - busyUntil).as("quiet checks after the build")
-                    .isBetween(hook.saidItsLast() ? CHECKS_NEEDED : 0,
-                            CHECKS_NEEDED + 3); // more, if the quiet time was not over
+                    .isBetween(hook.saidItsLast() ? CHECKS_NEEDED : 0, CHECKS_NEEDED);
             String seen = build.over == Over.TCP
                     ? ".* \\d+ connections? to port " + address.port() + " from 127\\.0\\.0\\.1:\\d+.*"
-                    : ".* 0 connections to port " + address.port() + " and [1-9]\\d* to " + socket() + "\\..*";
+                    : ".* \\d+ connections? to (port " + address.port() + " .* to )?" + socket() + "\\..*";
             assertThat(hook.messages("info")).anyMatch(line -> line.matches(seen));
-            // A machine may be so busy that a tool has no answer in time, which only makes the hook stay.
-            assertThat(hook.messages("warning")).allMatch(line -> line.contains("no answer in"));
+            assertThat(hook.messages("warning")).isEmpty();
         }
 
         @Override

@@ -18,7 +18,7 @@ import org.junit.jupiter.api.io.TempDir;
  */
 class DrainsTest {
 
-    private static final int DRAINS = 30;
+    private static final int DRAINS = 12;
     private static final long SEED = Long.parseLong(
             System.getenv().getOrDefault("DRAINS_SEED", String.valueOf(System.nanoTime())));
     private static final int QUIET_SECONDS = 1;
@@ -62,27 +62,22 @@ class DrainsTest {
     void neverLeavesTooEarlyNorTooLate(RepetitionInfo repetition) {
         // Seeds next to each other give much the same first numbers, unless they are spread.
         random = new Random(SEED + repetition.getCurrentRepetition() * 0x9E3779B97F4A7C15L);
-        String source = List.of("auto", "netstat", "ss", "procfs").get(random.nextInt(4));
-        if (source.equals("netstat") || source.equals("ss")) {
-            Tools.require(source);
-        }
-        int leastMs = source.equals("procfs") ? 20 : 40; // the others start a process for every check
-        int checkMs = leastMs + random.nextInt(51 - leastMs);
-        checksNeeded = (QUIET_SECONDS * 1000 + checkMs - 1) / checkMs;
-        drain = "source " + source + ", a check every " + checkMs + " ms, DRAINS_SEED=" + SEED;
+        String tool = List.of("netstat", "ss", "none").get(random.nextInt(3));
+        String path = Tools.only(directory.resolve("tools"),
+                tool.equals("none") ? Map.of() : Map.of(tool, Tools.require(tool)));
+        int checkMs = 60 + random.nextInt(61);
+        checksNeeded = (QUIET_SECONDS * 1000 + checkMs - 1) / checkMs + 1;
+        drain = "tool: " + tool + ", a check every " + checkMs + " ms, DRAINS_SEED=" + SEED;
         List<Event> events = randomEvents(checkMs);
-        if (random.nextBoolean()) {
-            open(events.remove(0));
-        }
+        if (random.nextBoolean()) { open(events.remove(0)); }
         hook = Hook.start(Hook.env("BUILDKITD_PORT", server.port(), "BUILDKITD_SOCKET", directory.resolve("b.sock"),
                 "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", QUIET_SECONDS, "CHECK_FREQUENCY_MS", checkMs,
-                "CONNECTION_SOURCE", source, "DEBUG", "1"));
+                "PATH", path, "DEBUG", "1"));
         play(events);
         assertThat(hook.exitCode()).as(drain).isZero();
         assertThat(quietChecks()).as("quiet checks at the end, " + drain)
-                .isBetween(hook.saidItsLast() ? checksNeeded : 0, checksNeeded + 1);
-        // A machine may be so busy that a tool has no answer in time, which only makes the hook stay.
-        assertThat(hook.messages("warning")).as(drain).allMatch(line -> line.contains("no answer in"));
+                .isBetween(hook.saidItsLast() ? checksNeeded : 0, checksNeeded);
+        assertThat(hook.messages("warning")).as(drain).isEmpty();
     }
 
     private List<Event> randomEvents(int checkMs) {

@@ -5,6 +5,7 @@ import java.nio.file.*;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.time.Duration;
 import java.util.*;
+import java.util.stream.Stream;
 import org.junit.jupiter.api.*;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -17,9 +18,7 @@ class FifoTest {
     private final List<Hook> started = new ArrayList<>();
     private final Path fifo;
 
-    FifoTest(@TempDir Path directory) {
-        fifo = directory.resolve("quiet");
-    }
+    FifoTest(@TempDir Path directory) { fifo = directory.resolve("-x"); }
 
     @AfterEach
     void endAll() {
@@ -29,11 +28,11 @@ class FifoTest {
 
     // ---- What the README's preStop hook gets -----------------------------------------------------------------------
 
-    @ParameterizedTest
-    @ValueSource(strings = {"dash", "bash", "busybox ash"})
-    void eachReaderWaitsForAQuietTimeOfItsOwn(String shell) {
+    @Test
+    void eachReaderWaitsForAQuietTimeOfItsOwnInEveryShell() {
+        Tools.require("busybox");
         Hook sidecar = startReady();
-        for (int drain = 1; drain <= 2; drain++) {
+        for (String shell : List.of("dash", "bash", "busybox ash")) {
             Server.Connection build = server.connect();
             assertServedWhenItEnds(build, sidecar, read(shell));
             awaitFifo();
@@ -49,30 +48,43 @@ class FifoTest {
     }
 
     @Test
-    void aReaderThatIsKilledLeavesNothingForTheNextOne() {
-        Hook sidecar = startReady();
-        Hook killed = read("sh");
-        sidecar.awaitLog("Waiting for build processes");
-        killed.close();
-        Server.Connection build = server.connect(); // after this, the first wait must not let anybody go
-        assertServedWhenItEnds(build, sidecar, read("sh"));
-        assertThat(sidecar.messages("warning")).singleElement().asString().contains("Could not serve " + fifo);
-    }
-
-    @ParameterizedTest
-    @ValueSource(ints = {9, 15})
-    void aReaderGoesOnWaitingWhenASignalEndsTheHookAndIsServedByTheNextOne(int signal) {
+    void thatAReaderWasKilledIsNoticedWhileItWaitsAndTheNextOneIsServedAtOnceWithAWaitOfItsOwn() {
         Hook sidecar = startReady();
         Server.Connection build = server.connect();
-        Hook reader = read("sh");
-        sidecar.awaitChecks("1", 10);
-        if (signal == 9) {
-            sidecar.process().destroyForcibly();
-        } else {
-            sidecar.process().destroy();
+        Duration shortest = Duration.ofDays(1);
+        for (int killed = 1; killed <= 3; killed++) {
+            Hook reader = read("sh");
+            sidecar.awaitChecks("1", Collections.frequency(sidecar.checks(), "1") + 5);
+            reader.close();
+            int times = killed;
+            Hook.waitUntil("it is noticed", () -> gone(sidecar) == times);
+            Duration noticed = sidecar.age();
+            awaitFifo();
+            Duration pause = sidecar.age().minus(noticed);
+            shortest = pause.compareTo(shortest) < 0 ? pause : shortest;
         }
-        assertThat(sidecar.exitCode()).isEqualTo(128 + signal);
-        Hook.pause(2500); // the reader has come again twice
+        assertThat(shortest).as("it makes no pause").isLessThan(Duration.ofMillis(900));
+        assertServedWhenItEnds(build, sidecar, read("sh"));
+        assertThat(sidecar.messages("warning")).isEmpty();
+    }
+
+    private long gone(Hook sidecar) {
+        return sidecar.messages("info").stream()
+                .filter(line -> line.contains("The reader of " + fifo + " has gone: ")).count();
+    }
+
+    @Test
+    void aReaderGoesOnWaitingWhenASignalEndsTheHookAndIsServedByTheNextOne() {
+        Server.Connection build = server.connect();
+        Hook reader = null;
+        for (int signal : List.of(9, 15)) {
+            Hook sidecar = start();
+            reader = reader == null ? read("sh") : reader;
+            sidecar.awaitChecks("1", 5);
+            Hook.run(List.of("sh", "-c", "kill -" + signal + " " + sidecar.process().pid()), Map.of());
+            assertThat(sidecar.exitCode()).isEqualTo(128 + signal);
+            Hook.pause(1500); // the reader has come again
+        }
         assertServedWhenItEnds(build, start(), reader);
     }
 
@@ -82,7 +94,7 @@ class FifoTest {
         server.connect();
         for (int drain = 1; drain <= 2; drain++) {
             awaitFifo();
-            Hook.pause(2500); // idle: this time counts for nobody
+            Hook.pause(2100); // idle: this time counts for nobody
             Hook reader = read("sh");
             assertThat(reader.exitCode()).isZero();
             assertThat(reader.out()).containsExactly("gave up");
@@ -106,12 +118,13 @@ class FifoTest {
     }
 
     @Test
-    void aFifoThatIsLeftOverIsKeptAndItsReaderServed() {
+    void aFifoThatIsLeftOverIsKeptAndItsReaderServedThoughItsNameBeginsLikeAFlag() {
         assertThat(Hook.run(List.of("mkfifo", fifo.toString()), Map.of()).exitCode()).isZero();
         Hook reader = read("sh"); // which no other FIFO's writer would reach
-        Hook sidecar = start();
+        Hook sidecar = startIn(fifo.getParent(), "--sidecar=" + fifo.getFileName());
         assertThat(reader.exitCode()).isZero();
         assertThat(reader.out()).containsExactly("quiet");
+        awaitFifo();
         assertThat(sidecar.messages("warning")).isEmpty();
     }
 
@@ -119,13 +132,11 @@ class FifoTest {
     @ValueSource(booleans = {false, true})
     void whatIsNoFifoIsNotWrittenToAndIsComplainedOfOnce(boolean isLink) throws IOException {
         Path file = Files.createFile(isLink ? fifo.resolveSibling("file") : fifo);
-        if (isLink) {
-            Files.createSymbolicLink(fifo, file);
-        }
+        if (isLink) { Files.createSymbolicLink(fifo, file); }
         Hook sidecar = start();
         sidecar.awaitLog("Could not serve " + fifo);
         Hook reader = read("sh");
-        Hook.pause(2500);
+        Hook.pause(2500); // it has tried again twice
         assertThat(reader.process().isAlive()).isTrue();
         assertThat(sidecar.messages("warning")).singleElement().asString().contains("File exists");
         Files.delete(fifo);
@@ -134,9 +145,14 @@ class FifoTest {
 
     // ---- Helpers ---------------------------------------------------------------------------------------------------
 
-    /** Starts the sidecar with a umask that would let nobody else read its FIFO. */
     private Hook start(String... flags) {
-        List<String> umask = List.of("sh", "-c", "umask 077; exec \"$@\" --debug --sidecar=\"$0\"", fifo.toString());
+        return startIn(Hook.REPOSITORY, Stream.concat(Stream.of("--sidecar=" + fifo), Stream.of(flags))
+                .toArray(String[]::new));
+    }
+
+    /** Starts the sidecar with a umask that would let nobody else read its FIFO. */
+    private Hook startIn(Path directory, String... flags) {
+        List<String> umask = List.of("sh", "-c", "umask 077; cd \"$0\"; exec \"$@\" --debug", directory.toString());
         return keep(Hook.startWith(umask, Hook.quick(server.port()), flags));
     }
 
@@ -149,7 +165,6 @@ class FifoTest {
     /** Starts a reader: the README's line. */
     private Hook read(String shell) {
         List<String> command = new ArrayList<>(List.of(shell.split(" ")));
-        Tools.require(command.get(0));
         command.addAll(List.of("-c", "until read quiet <'" + fifo + "'; do sleep 1; done; echo \"$quiet\""));
         return keep(Hook.run(command, Map.of()));
     }
@@ -172,10 +187,13 @@ class FifoTest {
 
     /** Asserts that the readers wait for the build, and for as many checks as would have let them go without it. */
     private void assertServedWhenItEnds(Server.Connection build, Hook sidecar, Hook... readers) {
-        sidecar.awaitChecks("1", Collections.frequency(sidecar.checks(), "1") + 60); // the quiet time has 50
+        sidecar.awaitChecks("1", Collections.frequency(sidecar.checks(), "1") + 14); // the quiet time has 11
         assertThat(readers).allMatch(reader -> reader.process().isAlive());
         assertThat(fifo).as("whoever asks for it sees that the pod drains").doesNotExist();
+        int quiet = Collections.frequency(sidecar.checks(), "0");
         build.close();
-        assertThat(readers).allMatch(reader -> reader.exitCode() == 0);
+        assertThat(readers).allMatch(reader -> reader.exitCode() == 0)
+                .allSatisfy(reader -> assertThat(reader.out()).containsExactly("quiet"));
+        sidecar.awaitChecks("0", quiet + 11);
     }
 }

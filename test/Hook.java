@@ -37,9 +37,9 @@ final class Hook implements AutoCloseable {
         err = collect(process.errorReader(StandardCharsets.UTF_8));
     }
 
-    /** Settings for a test: a check every 20 ms, and a quiet time of 1 s. */
+    /** Settings for a test: a check every 100 ms, and a quiet time of 1 s. */
     static Map<String, String> quick(int port) {
-        return env("BUILDKITD_PORT", port, "CHECK_FREQUENCY_MS", 20, "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 1);
+        return env("BUILDKITD_PORT", port, "CHECK_FREQUENCY_MS", 100, "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 1);
     }
 
     /** A map of the names and values, given in turn. */
@@ -166,7 +166,7 @@ final class Hook implements AutoCloseable {
             if (System.nanoTime() - start > PATIENCE.toNanos()) {
                 throw new AssertionError("still waiting after " + PATIENCE.toSeconds() + " s: " + what);
             }
-            pause(5);
+            pause(10);
         }
     }
 

@@ -1,202 +1,232 @@
 import static java.util.Collections.frequency;
 import static org.assertj.core.api.Assertions.assertThat;
 
+import java.io.OutputStream;
 import java.nio.file.Path;
 import java.time.Duration;
 import java.util.*;
-import java.util.concurrent.*;
-import java.util.concurrent.atomic.AtomicInteger;
+import java.util.function.Predicate;
+import java.util.stream.IntStream;
 import org.junit.jupiter.api.*;
 import org.junit.jupiter.api.io.TempDir;
+import org.junit.jupiter.api.parallel.*;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
 
 /** When the hook stays, when it leaves, and what it says meanwhile. */
+@TestMethodOrder(MethodOrderer.OrderAnnotation.class)
+@Execution(ExecutionMode.CONCURRENT) // all the same
 class LoopTest {
 
     /** How much later a process may end on a busy machine. Less than a minute, for which some would sleep wrongly. */
     private static final Duration MARGIN = Duration.ofSeconds(55);
 
-    private static Map<String, String> settings(Server server, int checkFrequencyMs, int quietSeconds) {
+    private final Server server = Server.start();
+
+    @AfterEach
+    void stopServer() { server.close(); }
+
+    private Map<String, String> settings(int checkFrequencyMs, int quietSeconds) {
         return Hook.env("BUILDKITD_PORT", server.port(), "CHECK_FREQUENCY_MS", checkFrequencyMs,
-                "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", quietSeconds, "DEBUG", "1");
+                "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", quietSeconds, "DEBUG", "1", "PATH", "/nowhere");
     }
 
+    /** The second hook's checks are so rare that each gives a sign. */
+    @Test
+    @Order(1) // because it takes longest
+    void givesASignOfLifeEveryMinuteOrAtEachCheck() {
+        Server.Connection build = server.connect();
+        try (Hook hook = Hook.start(settings(1000, 1)); Hook slow = Hook.start(settings(31_000, 1))) {
+            for (Hook each : List.of(slow, hook)) {
+                Hook.waitUntil("a second line", () -> reports(each).size() == 2);
+                assertThat(reports(each)).last().asString().contains(":" + build.client().getLocalPort())
+                        .containsPattern(each == slow ? "Waited [3-9]\\d s" : "Waited (59|[6-9]\\d) s");
+            }
+            assertThat(slow.checks()).hasSizeBetween(2, 3); // the third may come with the other hook's second line
+            assertThat(reports(slow)).hasSameSizeAs(slow.checks());
+        }
+    }
+
+    private static List<String> reports(Hook hook) {
+        return hook.messages("info").stream().filter(line -> line.contains("1 connection to port")).toList();
+    }
+
+    // ---- The quiet time --------------------------------------------------------------------------------------------
+
     @ParameterizedTest
-    @CsvSource({"100, 1, 10, 11", "300, 1, 4, 5", "10000, 9, 2, 2", "500, 0, 1, 1", "250, 2, 8, 9"})
-    void leavesAtOnceAfterEnoughQuietChecksAndTheQuietTime(int checkFrequencyMs, int quietSeconds, int fewest,
-            int most) { // fewer only where the checks themselves take long
-        try (Server server = Server.start(); Hook hook = Hook.start(settings(server, checkFrequencyMs, quietSeconds))) {
+    @CsvSource({"100, 1, 11", "300, 1, 5", "2500, 2, 2", "500, 0, 2", "250, 2, 9"})
+    void leavesAtOnceWhenTheQuietTimeLiesBetweenChecksAndNeverAfterOne(int checkMs, int quietSeconds, int checks) {
+        try (Hook hook = Hook.start(settings(checkMs, quietSeconds))) {
             assertThat(hook.exitCode()).isZero();
-            Duration sleeps = Duration.ofMillis((long) checkFrequencyMs * (fewest - 1));
-            assertThat(hook.age()).isBetween(sleeps, sleeps.plus(MARGIN))
-                    .isGreaterThan(Duration.ofSeconds(quietSeconds));
-            assertThat(hook.checks()).hasSizeBetween(fewest, most).containsOnly("0");
-            assertThat(hook.messages("info")).startsWith("[PreStop Hook] Waiting for build processes to finish...")
-                    .endsWith("[PreStop Hook] All build processes seem to have stopped. Exiting now.");
+            Duration sleeps = Duration.ofMillis((long) checkMs * (checks - 1));
+            assertThat(hook.age()).isBetween(sleeps, sleeps.plus(MARGIN));
+            assertThat(hook.checks()).hasSize(checks).containsOnly("0");
+            assertThat(hook.messages("info")).first().asString().endsWith("] Waiting for build processes to finish...");
+            assertThat(hook.messages("info")).last().asString()
+                    .endsWith("] All build processes seem to have stopped. Exiting now.");
         }
     }
 
     @Test
     void staysWhileAClientIsConnectedAndLeavesAfterTheQuietTime() {
-        try (Server server = Server.start(); Server.Connection build = server.connect();
-                Hook hook = Hook.start(settings(server, 50, 1))) {
-            Hook.waitUntil("far more checks than the quiet time needs", () -> hook.checks().size() > 60);
-            assertThat(hook.process().isAlive()).isTrue();
-            assertThat(hook.checks()).containsOnly("1");
-            Duration closed = hook.age();
-            build.close();
-            assertThat(hook.exitCode()).isZero();
-            assertThat(hook.age().minus(closed)).isBetween(Duration.ofMillis(950), Duration.ofSeconds(1).plus(MARGIN));
+        Server.Connection build = server.connect();
+        try (Hook hook = Hook.start(settings(100, 1))) {
+            assertStaysAndLeaves(hook, build);
         }
+    }
+
+    /** As BuildKit's StatefulSet does. */
+    @Test
+    void isContentWithAListenerOnTheUnixSocketAndWaitsForItsConnections(@TempDir Path directory) {
+        Path socket = directory.resolve("b.sock");
+        Map<String, String> settings = settings(100, 1);
+        settings.remove("BUILDKITD_PORT");
+        settings.put("BUILDKITD_SOCKET", socket.toString());
+        try (Server.OnSocket unixServer = new Server.OnSocket(socket)) {
+            AutoCloseable build = unixServer.connect();
+            try (Hook hook = Hook.start(settings)) {
+                hook.awaitLog(" 1 connection to " + socket);
+                assertStaysAndLeaves(hook, build);
+                hook.awaitLog(" 0 connections to " + socket + "; nothing listens on port 1234. Waited ");
+                assertThat(hook.messages("warning")).isEmpty();
+            }
+        }
+    }
+
+    private static void assertStaysAndLeaves(Hook hook, AutoCloseable build) {
+        hook.awaitChecks("1", 14); // more than the quiet time needs
+        assertThat(hook.process().isAlive()).isTrue();
+        assertThat(hook.checks()).containsOnly("1");
+        Duration closed = hook.age();
+        Assertions.assertDoesNotThrow(build::close);
+        assertThat(hook.exitCode()).isZero();
+        assertThat(hook.age().minus(closed)).isBetween(Duration.ofSeconds(1), Duration.ofSeconds(1).plus(MARGIN));
     }
 
     @Test
     void startsCountingAnewAfterEachConnection() {
-        try (Server server = Server.start(); Hook hook = Hook.start(settings(server, 50, 3))) {
+        try (Hook hook = Hook.start(settings(100, 3))) {
             for (int build = 1; build <= 3; build++) {
                 int before = hook.checks().size();
-                Hook.waitUntil("a pause shorter than the quiet time", () -> hook.checks().size() >= before + 20);
+                Hook.waitUntil("a pause shorter than the quiet time", () -> hook.checks().size() >= before + 12);
                 Server.Connection connection = server.connect();
                 hook.awaitChecks("1", frequency(hook.checks(), "1") + 1);
                 connection.close();
             }
             assertThat(hook.exitCode()).isZero();
             List<String> checks = hook.checks();
-            assertThat(checks.size() - 1 - checks.lastIndexOf("1")).isBetween(60, 61);
+            assertThat(checks.subList(checks.lastIndexOf("1") + 1, checks.size())).hasSize(31);
         }
     }
 
-    @Test
-    void namesAFewPeersAndCountsTheRest() {
-        try (Server server = Server.start(); Server.Connection first = server.connect();
-                Hook hook = Hook.start(settings(server, 50, 1))) {
-            String peer = "127.0.0.1:" + first.client().getLocalPort();
-            hook.awaitLog("1 connection to port " + server.port() + " from " + peer
-                    + " and 0 to buildkitd.sock. Waited ");
-            for (int i = 2; i <= 12; i++) {
-                server.connect();
-            }
-            hook.awaitLog("12 connections to port " + server.port() + " from ")
-                    .awaitLog(" and 7 more and 0 to buildkitd.sock. Waited ");
-        }
-    }
+    // ---- What it says ----------------------------------------------------------------------------------------------
 
     @Test
-    void saysTheNumberWhenItChangesAndNotOnEveryCheck() {
-        try (Server server = Server.start(); Hook hook = Hook.start(settings(server, 20, 2))) {
-            hook.awaitLog(" 0 connections to port");
-            Server.Connection build = server.connect();
-            hook.awaitLog(" 1 connection to port");
-            build.close();
+    void saysWhoIsConnectedWhenTheNumberChangesAndNotOnEveryCheck() {
+        Map<String, String> settings = settings(100, 2);
+        settings.remove("DEBUG");
+        try (Hook hook = Hook.start(settings)) {
+            String port = " connections to port " + server.port();
+            hook.awaitLog(" 0" + port + "; nothing listens on buildkitd.sock. Waited ");
+            List<Server.Connection> builds = new ArrayList<>(List.of(server.connect()));
+            hook.awaitLog(" 1 connection to port " + server.port() + " from 127.0.0.1:"
+                    + builds.get(0).client().getLocalPort());
+            while (builds.size() < 12) { builds.add(server.connect()); }
+            hook.awaitLog(" 12" + port + " from 127.0.0.1:").awaitLog(" and 7 more");
+            assertThat(hook.messages("info")).anyMatch(line ->
+                    line.matches(".* from (127\\.0\\.0\\.1:\\d+, ){4}127\\.0\\.0\\.1:\\d+ and 7 more.*"));
+            builds.forEach(Server.Connection::close);
             assertThat(hook.exitCode()).isZero();
-            assertThat(hook.messages("info").stream().filter(line -> line.contains(" to port ")))
-                    .extracting(line -> line.replaceFirst(".*Hook] (\\d+) .*", "$1")).containsExactly("0", "1", "0");
+            List<String> numbers = hook.messages("info").stream().filter(line -> line.contains(" to port "))
+                    .map(line -> line.replaceFirst(".*Hook] (\\d+) .*", "$1")).toList();
+            assertThat(numbers).startsWith("0", "1").endsWith("0");
+            assertThat(IntStream.range(1, numbers.size())).noneMatch(i -> numbers.get(i).equals(numbers.get(i - 1)));
         }
     }
 
     @Test
-    void givesASignOfLifeEveryMinute() {
-        try (Server server = Server.start(); Server.Connection build = server.connect();
-                Hook hook = Hook.start(settings(server, 500, 1))) {
-            Hook.pause(55_000);
-            Hook.waitUntil("a second line", () -> reports(hook).size() == 2);
-            assertThat(reports(hook)).last().asString().contains(":" + build.client().getLocalPort())
-                    .containsPattern("Waited (59|6\\d) s");
+    void takesARoundThatThrowsForOneThatIsNotQuietAndGoesOn() throws Exception {
+        Lines lines = new Lines(2, 6);
+        BuildkitPrestop hook = settings(lines, row -> row.port() == server.port());
+        hook.debug = true; // a line for each check
+        assertThat(new Drain(hook).waitUntilQuiet(OutputStream.nullOutputStream())).isZero();
+        // Waiting; a check that fails, one that is quiet and news, one that fails, two that are quiet; Exiting.
+        assertThat(lines.number).isEqualTo(1 + 2 + 2 + 2 + 1 + 1 + 1);
+    }
+
+    /** What the hook could not learn is told again when the reason is another one, not when a number in it is. */
+    @Test
+    void tellsWhyALookFailedAtEachNewReason() throws Exception {
+        Lines lines = new Lines();
+        List<Integer> linesBefore = new ArrayList<>(); // each look
+        List<String> reasons = List.of("no row 1", "no row 22", "no row 3: see 4", "no file", "no row 1");
+        BuildkitPrestop hook = settings(lines, row -> {
+            if (row.port() == server.port() && linesBefore.size() < reasons.size()) {
+                linesBefore.add(lines.number);
+                throw new IllegalStateException(reasons.get(linesBefore.size() - 1));
+            }
+            return row.port() == server.port();
+        });
+        assertThat(new Drain(hook).waitUntilQuiet(OutputStream.nullOutputStream())).isZero();
+        assertThat(linesBefore).containsExactly(1, 2, 2, 2, 3);
+        assertThat(lines.number).isEqualTo(6); // the last reason, that it is quiet, Exiting
+    }
+
+    /** Settings of a hook in this JVM that leaves after two quiet checks. */
+    private static BuildkitPrestop settings(Lines lines, Predicate<Row> owns) {
+        BuildkitPrestop hook = new BuildkitPrestop();
+        hook.checkFrequencyMs = 10;
+        hook.log = lines;
+        hook.endpoints.add(new Endpoint("port", true, owns, List.of(KernelTable.tcp, KernelTable.tcp6)));
+        return hook;
+    }
+
+    /** Counts the lines of a log, and fails at some. */
+    private static final class Lines extends Log {
+        private final List<Integer> failing;
+        int number;
+
+        Lines(Integer... failing) {
+            super(Format.text, "", false);
+            this.failing = List.of(failing);
+        }
+
+        @Override
+        void add(String level, Object message) {
+            if (failing.contains(++number)) { throw new StackOverflowError("cannot be logged"); }
+        }
+    }
+
+    // ---- The limit -------------------------------------------------------------------------------------------------
+
+    @ParameterizedTest
+    @CsvSource({"60000, 3600, 1", "100, 3600, 1",
+        "3000, 5, 5"}) // where a third look, 2 s after the second, would make the quiet time full
+    void givesUpInTimeHoweverSeldomItChecksAndThoughItIsQuietButNotForLong(int checkMs, int quietSeconds,
+            int maxWaitSeconds) {
+        Map<String, String> settings = settings(checkMs, quietSeconds);
+        settings.put("MAX_WAIT_SECONDS", String.valueOf(maxWaitSeconds));
+        try (Hook hook = Hook.start(settings)) {
+            assertThat(hook.exitCode()).isEqualTo(124);
+            Duration limit = Duration.ofSeconds(maxWaitSeconds);
+            assertThat(hook.age()).isBetween(limit, limit.plus(MARGIN));
+            assertThat(hook.messages("warning")).hasSize(2).last().asString().endsWith("Giving up after"
+                    + " MAX_WAIT_SECONDS, " + maxWaitSeconds + " s: 0 connections to port " + server.port()
+                    + "; nothing listens on buildkitd.sock.");
         }
     }
 
     @Test
     void givesUpAtMaxWaitSecondsAndSaysWhoWasConnected() {
-        try (Server server = Server.start(); Server.Connection build = server.connect()) {
-            Map<String, String> settings = Hook.quick(server.port());
-            settings.put("MAX_WAIT_SECONDS", "2");
-            try (Hook hook = Hook.start(settings)) {
-                assertThat(hook.exitCode()).isEqualTo(124);
-                assertThat(hook.age()).isBetween(Duration.ofSeconds(2), Duration.ofSeconds(2).plus(MARGIN));
-                assertThat(hook.messages("warning")).containsExactly(
-                        "[PreStop Hook] Giving up after MAX_WAIT_SECONDS, 2 s: 1 connection to port " + server.port()
-                                + " from 127.0.0.1:" + build.client().getLocalPort() + " and 0 to buildkitd.sock.");
-            }
+        Server.Connection build = server.connect();
+        Map<String, String> settings = settings(100, 1);
+        settings.put("MAX_WAIT_SECONDS", "2");
+        try (Hook hook = Hook.start(settings)) {
+            assertThat(hook.exitCode()).isEqualTo(124);
+            assertThat(hook.age()).isBetween(Duration.ofSeconds(2), Duration.ofSeconds(2).plus(MARGIN));
+            assertThat(hook.messages("warning")).singleElement().asString().startsWith("[PreStop Hook] Giving up after"
+                    + " MAX_WAIT_SECONDS, 2 s: 1 connection to port " + server.port() + " from 127.0.0.1:"
+                    + build.client().getLocalPort());
         }
-    }
-
-    @ParameterizedTest
-    @CsvSource({"60000, 3600, 1", "100, 3600, 1",
-        "10000, 18, 18"}) // where a third look, 8 s after the second, would make the quiet time full
-    void givesUpInTimeHoweverSeldomItChecksAndThoughItIsQuietButNotForLong(int checkFrequencyMs, int quietSeconds,
-            int maxWaitSeconds) {
-        try (Server server = Server.start()) {
-            Map<String, String> settings = settings(server, checkFrequencyMs, quietSeconds);
-            settings.put("MAX_WAIT_SECONDS", String.valueOf(maxWaitSeconds));
-            try (Hook hook = Hook.start(settings)) {
-                assertThat(hook.exitCode()).isEqualTo(124);
-                Duration limit = Duration.ofSeconds(maxWaitSeconds);
-                assertThat(hook.age()).isBetween(limit, limit.plus(MARGIN));
-            }
-        }
-    }
-
-    @Test
-    void takesARoundThatThrowsForOneThatIsNotQuietAndGoesOn() throws InterruptedException {
-        BuildkitPrestop hook = new BuildkitPrestop();
-        AtomicInteger lines = new AtomicInteger();
-        ExecutorService writer = new ThreadPoolExecutor(1, 1, 0, TimeUnit.SECONDS, new ArrayBlockingQueue<>(1)) {
-            @Override
-            public void execute(Runnable line) { // the first, before the loop, is fine, and so are those from the fifth
-                switch (lines.incrementAndGet()) {
-                    case 2, 3 -> throw new IllegalStateException("cannot be logged");
-                    case 4 -> throw new StackOverflowError("cannot be logged either");
-                    default -> { }
-                }
-            }
-        };
-        try (Server server = Server.start()) {
-            hook.port = server.port();
-            hook.socket = "";
-            hook.checkFrequencyMs = 10;
-            hook.source = BuildkitPrestop.ConnectionSource.procfs;
-            hook.log = new Log(Log.Format.text, "", false, writer);
-            assertThat(hook.new Drain().waitUntilQuiet()).isZero();
-            assertThat(lines).hasValue(6);
-        }
-    }
-
-    @Test
-    void printsTheCountOnceAndNothingElse() {
-        try (Server server = Server.start()) {
-            for (String count : List.of("0", "1", "2")) {
-                try (Hook hook = Hook.start(Hook.env(), "--once", "--port", String.valueOf(server.port()))) {
-                    assertThat(hook.exitCode()).isZero();
-                    assertThat(hook.out()).containsExactly(count);
-                    assertThat(hook.err()).isEmpty();
-                }
-                server.connect();
-            }
-        }
-    }
-
-    /** As BuildKit's StatefulSet does. */
-    @Test
-    void isContentWithAListenerOnTheUnixSocketAndWaitsForItsConnections(@TempDir Path directory) throws Exception {
-        Path socket = directory.resolve("b.sock");
-        Map<String, String> settings = Hook.quick(1);
-        settings.remove("BUILDKITD_PORT");
-        settings.put("BUILDKITD_SOCKET", socket.toString());
-        settings.put("DEBUG", "1");
-        try (Server.OnSocket server = new Server.OnSocket(socket);
-                AutoCloseable build = server.connect(); Hook hook = Hook.start(settings)) {
-            hook.awaitLog("0 connections to port 1234 and 1 to " + socket + ". Waited ");
-            Hook.waitUntil("far more checks than the quiet time needs", () -> hook.checks().size() > 60);
-            Duration closed = hook.age();
-            build.close();
-            assertThat(hook.exitCode()).isZero();
-            assertThat(hook.age().minus(closed)).isGreaterThan(Duration.ofMillis(950));
-            assertThat(hook.messages("warning")).isEmpty();
-        }
-    }
-
-    private static List<String> reports(Hook hook) {
-        return hook.messages("info").stream().filter(line -> line.contains("1 connection to port")).toList();
     }
 }

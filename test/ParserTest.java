@@ -4,19 +4,20 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import java.io.*;
 import java.nio.charset.StandardCharsets;
 import java.util.*;
+import java.util.function.Consumer;
 import java.util.regex.*;
 import java.util.stream.Stream;
-import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.*;
 
 /**
- * What the hook reads from the tables of net-tools, BusyBox, ss and procfs, and what it refuses to take for one.
+ * What the hook reads from the kernel's tables, which it takes whole or not at all, and what it finds in the output of
+ * net-tools, BusyBox and ss, whatever else stands there.
  *
  * <p>The tables are what net-tools 2.10, BusyBox 1.35, iproute2 6.1 and Linux 6.18 printed, all four of the same
  * sockets in a network namespace of their own. The peers' ends were played by a program on a TUN device, so that the
  * sockets stay in states that otherwise pass in no time. Left out are the blanks at the ends of lines, and the columns
- * of procfs behind those of the queues. The watched port is 1234, the socket buildkitd.sock.
+ * of the kernel's tables behind those of the queues. The watched port is 1234, the socket buildkitd.sock.
  */
 class ParserTest {
 
@@ -157,84 +158,75 @@ class ParserTest {
             00000000a23e9506: 00000003 00000000 00000000 0001 03 8595485 @buildkitd.sock
             """;
 
-    enum Printed {
-        netTools(Source.netstat, NET_TOOLS), busyBox(Source.netstat, BUSYBOX), ss(Source.ss, SS),
-        procfs(Source.procfs, TCP, TCP6, UNIX);
+    /** The connections of TCP; net-tools cuts off a long address. */
+    private static final String CONNECTIONS = "7 connections to port 1234 from 198.51.100.7:1234, 198.51.100.7:12345,"
+            + " 198.51.100.7:41234, [2001:db8:1:0:1::]:50007, [2001:db8:1:1234:5:6:7:8]:51234,"
+            + " [2001:db8:1::1234]:12340, [fe80::7]:45678";
+    private static final List<Endpoint> ENDPOINTS =
+            List.of(Endpoint.port(1234, true), Endpoint.socket("buildkitd.sock", true));
+    private static final Map<KernelTable, String> KERNEL =
+            new EnumMap<>(Map.of(KernelTable.tcp, TCP, KernelTable.tcp6, TCP6, KernelTable.unix, UNIX));
 
-        private final Source source;
-        private final List<String> texts;
+    // ---- What is seen ----------------------------------------------------------------------------------------------
 
-        Printed(Source source, String... texts) {
-            this.source = source;
-            this.texts = List.of(texts);
+    /** However many bytes a read gives at once, and though the kernel may show a row twice. */
+    @ParameterizedTest
+    @ValueSource(ints = {1, 7, Integer.MAX_VALUE})
+    void theKernelShowsTheConnectionsOfBuildkitdAndNothingElse(int most) throws IOException {
+        Look look = new Look(ENDPOINTS);
+        for (int time = 1; time <= 2; time++) {
+            for (KernelTable table : KERNEL.keySet()) { read(table, KERNEL.get(table), most, look::add); }
         }
-
-        /** What they tell of buildkitd. */
-        Seen ofBuildkitd() {
-            return new Seen(List.of("198.51.100.7:1234", "198.51.100.7:12345", "198.51.100.7:41234",
-                    "[2001:db8:1:0:1::]:50007",
-                    this == netTools ? "[2001:db8:1:1234:5]:51234" : "[2001:db8:1:1234:5:6:7:8]:51234", // cut off
-                    "[2001:db8:1::1234]:12340", "[fe80::7]:45678"), 2, 2, 1);
-        }
+        assertThat(look.describe(99)).isEqualTo(CONNECTIONS + " and 3 to buildkitd.sock");
+        assertThat(look.withoutListener()).isEmpty();
     }
 
-    /** The peers named, and the numbers of unix connections and of listeners. */
-    record Seen(List<String> peers, int unix, int portListeners, int socketListeners) { }
-
-    // ---- Tables that are read --------------------------------------------------------------------------------------
-
-    /** However many bytes a read gives at once. */
-    @ParameterizedTest
-    @EnumSource
-    void countsAndNamesTheConnectionsOfBuildkitdAndNothingElse(Printed printed) throws IOException {
-        for (int most : List.of(1, 7, Integer.MAX_VALUE)) {
-            assertThat(see(printed.source, printed.texts, most)).isEqualTo(printed.ofBuildkitd());
-        }
+    static Stream<Arguments> outputs() {
+        return Stream.of(
+                Arguments.of(Tool.netstat, NET_TOOLS,
+                        CONNECTIONS.replace("5:6:7:8]", "5]") + " and 3 to buildkitd.sock"),
+                Arguments.of(Tool.netstat, BUSYBOX, CONNECTIONS + " and 3 to buildkitd.sock"),
+                // It does not show the client that was not accepted yet.
+                Arguments.of(Tool.ss, SS, CONNECTIONS + " and 2 to buildkitd.sock"));
     }
 
     @ParameterizedTest
-    @EnumSource
-    void countsARowThatTheKernelShowsAgainOnce(Printed printed) throws IOException {
-        List<String> twice = Stream.concat(printed.texts.stream(), printed.texts.stream()).toList();
-        assertThat(see(printed.source, twice, 7)).isEqualTo(printed.ofBuildkitd());
+    @MethodSource("outputs")
+    void aToolShowsTheSameWhateverElseItPrints(Tool tool, String output, String seen) throws IOException {
+        assertThat(seen(tool, output)).isEqualTo(seen);
+        String odd = "tcp SYN-SENT 0 -308262530 192.0.2.10:44522 203.0.113.9:1234\n"
+                + "tcp ESTAB 0 0 127.0.0.1:* 127.0.0.1:1234\ntcp 0 0 0.0.0.0:99999 0.0.0.0:* ESTABLISHED\n"
+                + "\nkilled\n\u007fELF\2\1\1\0\0\376\377\nunix 3 [ ] STREAM CONNECTED\nu_str ESTAB 0 0\n";
+        String mixed = output.lines().map(line -> line + "      \r\n" + odd).reduce(odd, String::concat);
+        assertThat(seen(tool, mixed.substring(0, mixed.length() - 1))).isEqualTo(seen);
     }
 
     @ParameterizedTest
-    @EnumSource
-    void understandsLinesThatEndWithBlanksOrACarriageReturn(Printed printed) throws IOException {
-        for (String end : List.of("      \n", "\r\n")) {
-            List<String> texts = printed.texts.stream().map(text -> text.replace("\n", end)).toList();
-            assertThat(see(printed.source, texts, 7)).isEqualTo(printed.ofBuildkitd());
-        }
-    }
-
-    @ParameterizedTest
-    @ValueSource(strings = {"Port", "PortProcess"})
-    void understandsTheHeadingOfAnotherVersionOfSs(String end) {
-        String heading = "Netid State Recv-Q Send-Q Local Address:Port Peer Address:" + end + "\n";
-        assertThat(isRead(Source.ss, heading)).isTrue();
+    @CsvSource({"ss, tcp ESTAB -5 -308262530 [::1]:1234 [::1]:7", "ss, tcp ESTAB 0 0 [fe80::1]%eth0:1234 [fe80::7]:7",
+        "ss, tcp ESTAB 0 0 *:1234 10.0.0.7:7 users:((x))", "ss, u_str ESTAB -1 -1 /run/buildkitd.sock 7 * 0",
+        "netstat, tcp 0 -1 :::1234 10.0.0.7:7 ESTABLISHED 7/x", "netstat, tcp6 0 0 :::1234 ::1:7 ESTABLISHED",
+        "netstat, unix 3 [ W ACC N ] STREAM CONNECTED 0 /run/buildkitd.sock",
+        "netstat, unix 3 [ ] STREAM CONNECTING 0 buildkitd.sock"})
+    void aToolsRowThatIsOddIsSeenAllTheSame(Tool tool, String row) throws IOException {
+        assertThat(seen(tool, row)).startsWith("1 connection to ");
     }
 
     /** States of TCP that no table above shows of the watched port, and of unix sockets that none shows at all. */
     @ParameterizedTest
-    @CsvSource({"netstat, SYN_SENT", "netstat, CLOSE", "ss, SYN-SENT", "ss, UNCONN", "procfs, 02", "procfs, 07",
-        "netstat, STREAM FREE", "netstat, STREAM DISCONNECTING", "netstat, RAW CONNECTED", "netstat, RDM CONNECTED",
-        "ss, u_str SYN-SENT", "ss, u_str CLOSING", "procfs, 00000000 0001 00", "procfs, 00000000 0001 04",
-        "procfs, 00000000 0003 03", "procfs, 00000000 0004 03"})
-    void countsNoRareStateEither(Source source, String state) throws IOException {
-        assertThat(see(source, List.of(table(source, row(source, state))), 7)).isEqualTo(new Seen(List.of(), 0, 0, 0));
+    @ValueSource(strings = {"02", "07", "00000000 0001 00", "00000000 0001 04", "00000000 0003 03",
+        "00000000 0004 03", "00010000 0005 01"})
+    void countsNoRareStateEither(String state) throws IOException {
+        assertThat(seen(table(state), row(state))).startsWith("0 connections");
     }
 
-    /** States that there are not: in another language, cut off, of another kernel. */
+    /** Of another kernel, perhaps. */
     @ParameterizedTest
-    @CsvSource({"netstat, VERBUNDEN", "netstat, ESTABLISHE", "netstat, ESTABLISHEDX", "netstat, STREAM VERBUNDEN",
-        "ss, ESTABLISHED", "ss, ESTA", "ss, u_str ESTABLISHED", "ss, u_str ESTA", "ss, u_xdp ESTAB", "procfs, 00",
-        "procfs, 0C", "procfs, 1", "procfs, 011", "procfs, 00000000 0001 05", "procfs, 00000000 0006 03"})
-    void refusesOnlyOfBuildkitdAStateThatThereIsNot(Source source, String state) {
-        String row = row(source, state);
-        assertThat(isRead(source, table(source, row))).isFalse();
-        String other = row.replace(":1234", ":9").replace(":04D2", ":0009").replace("/buildkitd", "/other");
-        assertThat(isRead(source, table(source, other))).isTrue();
+    @ValueSource(strings = {"00", "0C", "FF", "00000000 0001 05", "00000000 0006 03", "00100000 0001 03"})
+    void refusesOnlyOfBuildkitdAStateThatThereIsNot(String state) {
+        String row = row(state);
+        assertThat(isRead(table(state), heading(table(state)) + row)).isFalse();
+        String other = row.replace(":04D2", ":0009").replace("/buildkitd", "/other");
+        assertThat(isRead(table(state), heading(table(state)) + other)).isTrue();
     }
 
     @ParameterizedTest
@@ -247,141 +239,113 @@ class ParserTest {
         "\u00e9.sock, /run/\u00e9.sock, 1", "\ufffd\ufffd.sock, /run/\u00e9.sock, 1", "\u00e9.sock, /run/e.sock, 0",
         "buildkitd.sock, /run/\u00c5/buildkitd.sock, 1"}) // whose second byte in UTF-8 ends a line in Latin-1
     void aSocketIsAPathOrTheEndOfOne(String socket, String path, int count) throws IOException {
-        Map<Source, String> connected = Map.of(Source.netstat, "STREAM CONNECTED", Source.ss, "u_str ESTAB",
-                Source.procfs, "00000000 0001 03");
-        for (Source source : Source.values()) {
-            Look look = look(source, socket);
-            read(look, table(source, row(source, connected.get(source)).replace("/run/buildkitd.sock", path)), 7);
-            assertThat(look.count()).as(source.name()).isEqualTo(count);
-        }
+        Look look = new Look(List.of(Endpoint.socket(socket, true)));
+        read(KernelTable.unix, heading(KernelTable.unix) + "0: 00000003 00000000 00000000 0001 03 77 " + path + "\n", 7,
+                look::add);
+        assertThat(look.count()).isEqualTo(count);
+        look = new Look(List.of(Endpoint.socket(socket, true)));
+        rows(Tool.ss, "u_str ESTAB 0 0 " + path + " 77 * 78\n").forEach(look::add);
+        assertThat(look.count()).isEqualTo(count);
+        rows(Tool.netstat, "unix 3 [ ] STREAM CONNECTED 79 " + path + "\n").forEach(look::add);
+        assertThat(look.count()).isEqualTo(2 * count);
     }
 
     // ---- What is refused -------------------------------------------------------------------------------------------
 
     @ParameterizedTest
     @EnumSource
-    void refusesATableThatIsCutOffAnywhereButBehindARow(Printed printed) {
-        for (String text : printed.texts) {
-            for (int end = 0; end <= text.length(); end++) {
-                String start = text.substring(0, end);
-                boolean whole = start.endsWith("\n") && headings(start).equals(headings(text));
-                assertThat(isRead(printed.source, start)).as(start).isEqualTo(whole);
-            }
+    void refusesATableThatIsCutOffAnywhereButBehindARow(KernelTable table) {
+        String text = KERNEL.get(table);
+        for (int end = 0; end <= text.length(); end++) {
+            String start = text.substring(0, end);
+            assertThat(isRead(table, start)).as(start).isEqualTo(start.endsWith("\n"));
         }
     }
 
+    /** A socket's name may hold a newline, and behind it what looks like a row of another table. */
     @ParameterizedTest
     @EnumSource
-    void refusesATableThatLacksAHeading(Printed printed) {
-        for (String text : printed.texts) {
-            headings(text).lines().forEach(heading ->
-                    assertThat(isRead(printed.source, text.replace(heading + "\n", ""))).as(heading).isFalse());
-        }
-    }
-
-    @ParameterizedTest
-    @EnumSource
-    void refusesATableWithALineThatIsNoRow(Printed printed) {
+    void refusesALineThatIsNoRowOfThisTable(KernelTable table) {
         List<String> oddLines = new ArrayList<>(List.of("", "killed", "\u007fELF\2\1\1\0\0\376\377",
-                "u_str ESTAB 0 0 /run/buildkitd.sock 77 /run/client 78", // what is the path in such a row?
-                "0: 0A0200C0:04D2 00000A0700000A07:A112 01 0")); // no address is so long
-        oddLines.addAll(headings(String.join("", printed.texts)).lines().toList());
-        Stream.of(Printed.values()).filter(other -> other.source != printed.source)
-                .forEach(other -> other.texts.forEach(text -> oddLines.addAll(text.lines().toList())));
-        for (String text : printed.texts) {
-            for (int i = 0; i <= text.lines().count(); i++) {
-                for (String oddLine : oddLines) {
-                    List<String> lines = new ArrayList<>(text.lines().toList());
-                    lines.add(i, oddLine);
-                    assertThat(isRead(printed.source, String.join("\n", lines) + "\n")).as(oddLine).isFalse();
-                }
+                "0: 0A0200C0:04D2 00000A0700000A07:A112 01 0 ")); // no address is so long
+        KERNEL.values().forEach(text -> oddLines.add(text.lines().findFirst().orElseThrow()));
+        KERNEL.forEach((other, text) -> {
+            if (other != table) { oddLines.addAll(text.lines().toList()); }
+        });
+        List<String> lines = KERNEL.get(table).lines().toList();
+        for (String oddLine : oddLines) {
+            for (int i : List.of(0, 1, 2, lines.size())) {
+                List<String> more = new ArrayList<>(lines);
+                more.add(i, oddLine);
+                assertThat(isRead(table, String.join("\n", more) + "\n")).as(oddLine).isFalse();
             }
         }
+        assertThat(isRead(table, String.join("\n", lines.subList(1, lines.size())) + "\n")).isFalse();
+        assertThatThrownBy(() -> read(table, heading(table) + "killed\n", 7, row -> { }))
+                .isInstanceOf(IOException.class).hasMessageEndingWith(table + " has a row that cannot be read: killed");
     }
 
+    /** Behind the state of TCP anything may stand. */
     @ParameterizedTest
-    @CsvSource({"netstat, tcp 0 0 192.0.2.10:9 192.0.2.7:41234 LISTEN", "netstat, unix 3 [ ] DGRAM 77",
-        "ss, tcp LISTEN 0 0 192.0.2.10:9 192.0.2.7:41234", "ss, u_dgr ESTAB 0 0 /run/log 77 * 78",
-        "procfs, 0: 0A0200C0:0009 070200C0:A112 01 0", "procfs, 0: 00000003 00000000 00000000 0002 03 77"})
-    void refusesARowThatLacksAWordOrAColonThoughItIsNotOfBuildkitd(Source source, String row) {
-        assertThat(isRead(source, table(source, row))).isTrue();
+    @CsvSource({"tcp, 0: 0A0200C0:0009 070200C0:A112 01,  0", "unix, 0: 00000003 00000000 00000000 0002 03 77, ''"})
+    void refusesARowThatLacksAWordOrAColonThoughItIsNotOfBuildkitd(KernelTable table, String row, String end) {
+        assertThat(isRead(table, heading(table) + row + " " + end + "\n")).isTrue();
         for (Matcher part = Pattern.compile("[^ :]+|:").matcher(row); part.find(); ) {
             String rest = row.substring(0, part.start()) + row.substring(part.end());
-            assertThat(isRead(source, table(source, rest))).as(rest).isFalse();
+            assertThat(isRead(table, heading(table) + rest + " " + end + "\n")).as(rest).isFalse();
         }
-    }
-
-    @Test
-    void refusesALineThatDoesNotEndBeforeItIsLong() {
-        int[] reads = {0};
-        assertThatThrownBy(() -> look(Source.ss, "buildkitd.sock").read(buffer -> {
-            assertThat(++reads[0]).isLessThan(10);
-            Arrays.fill(buffer, (byte) 'x');
-            return buffer.length;
-        }, Source.ss.headings)).isInstanceOf(IOException.class).hasMessageContaining("not a socket table: xxx");
     }
 
     // ---- Helpers ---------------------------------------------------------------------------------------------------
 
-    /** The headings among the lines. */
-    private static String headings(String text) {
-        return text.replaceAll("(?m)^(tcp|unix|u_| *\\w+: ).*\n", "");
+    /** TCP's, or that of unix sockets, whose states have several words. */
+    private static KernelTable table(String state) { return state.contains(" ") ? KernelTable.unix : KernelTable.tcp; }
+
+    private static String heading(KernelTable table) { return KERNEL.get(table).split("(?<=\n)")[0]; }
+
+    /** A row of buildkitd. */
+    private static String row(String state) {
+        return (state.contains(" ") ? "0: 00000003 00000000 %s 77 /run/buildkitd.sock\n"
+                : "0: 0A0200C0:04D2 070200C0:A112 %s 0\n").formatted(state);
     }
 
-    /** The headings, and this row. */
-    private static String table(Source source, String row) {
-        return headings(Map.of(Source.netstat, NET_TOOLS, Source.ss, SS, Source.procfs, TCP).get(source)) + row + "\n";
+    private static String seen(KernelTable table, String row) throws IOException {
+        Look look = new Look(ENDPOINTS);
+        read(table, heading(table) + row, 7, look::add);
+        return look.describe(99);
     }
 
-    /** A row of buildkitd, of TCP or, where the state has several words, of its unix socket. */
-    private static String row(Source source, String state) {
-        return (switch (source) {
-            case netstat -> state.contains(" ") ? "unix 3 [ W ACC N ] %s 77 /run/buildkitd.sock"
-                    : "tcp 0 0 192.0.2.10:1234 192.0.2.7:41234 %s";
-            case ss -> state.contains(" ") ? "%s 0 0 /run/buildkitd.sock 77 * 78"
-                    : "tcp %s 0 0 192.0.2.10:1234 192.0.2.7:41234";
-            case procfs -> state.contains(" ") ? "0: 00000003 00000000 %s 77 /run/buildkitd.sock"
-                    : "0: 0A0200C0:04D2 070200C0:A112 %s 0";
-        }).formatted(state);
+    private static String seen(Tool tool, String output) throws IOException {
+        Look look = new Look(ENDPOINTS);
+        rows(tool, output).forEach(look::add);
+        return look.describe(99);
     }
 
-    /** Reads the texts one after the other, at most so many bytes at once. */
-    private static Seen see(Source source, List<String> texts, int most) throws IOException {
-        Look look = look(source, "buildkitd.sock");
-        for (String text : texts) {
-            read(look, text, most);
-        }
-        List<String> peers = new ArrayList<>();
-        for (String ends : look.tcp()) {
-            peers.add(source.peerOf(ends));
-        }
-        return new Seen(peers, look.unix().size(), look.tcpListeners().size(), look.unixListeners().size());
+    private static List<Row> rows(Tool tool, String output) throws IOException {
+        return tool.parse(new BufferedReader(new InputStreamReader(bytes(output), StandardCharsets.ISO_8859_1)));
     }
 
-    private static boolean isRead(Source source, String text) {
+    private static boolean isRead(KernelTable table, String text) {
         try {
-            read(look(source, "buildkitd.sock"), text, Integer.MAX_VALUE);
+            read(table, text, Integer.MAX_VALUE, new Look(ENDPOINTS)::add);
             return true;
-        } catch (IOException refused) {
+        } catch (IOException | IllegalStateException refused) {
             return false;
         }
     }
 
-    private static Look look(Source source, String socket) {
-        BuildkitPrestop settings = new BuildkitPrestop();
-        settings.port = 1234;
-        settings.socket = socket;
-        settings.source = BuildkitPrestop.ConnectionSource.auto;
-        return new Sockets(settings).newLook(source);
+    /** At most so many bytes at once. */
+    private static void read(KernelTable table, String text, int most, Consumer<Row> rows) throws IOException {
+        table.parse(new FilterInputStream(bytes(text)) {
+            @Override
+            public int read(byte[] buffer) throws IOException {
+                return in.read(buffer, 0, Math.min(buffer.length, most));
+            }
+        }, rows);
     }
 
-    private static void read(Look look, String text, int most) throws IOException {
-        List<Pattern> headings = look.source().headings;
-        if (look.source() == Source.procfs) {
-            headings = text.startsWith("Num") ? headings.subList(1, 2) : headings.subList(0, 1);
-        }
-        // The kernel and the tools write a path's bytes as they are.
-        ByteArrayInputStream in = new ByteArrayInputStream(text.getBytes(StandardCharsets.UTF_8));
-        look.read(buffer -> in.read(buffer, 0, Math.min(buffer.length, most)), headings);
+    /** The kernel and the tools write a path's bytes as they are. */
+    private static InputStream bytes(String text) {
+        return new ByteArrayInputStream(text.getBytes(StandardCharsets.UTF_8));
     }
 }

@@ -15,7 +15,6 @@ import org.junit.jupiter.params.provider.*;
 class StartTest {
 
     private static final Path HELPER = Hook.REPOSITORY.resolve("test/jbang");
-
     private static final List<Way> ways = new ArrayList<>();
 
     @TempDir
@@ -25,16 +24,16 @@ class StartTest {
 
     /** A way that the README names, with one JDK: what stands before the hook's arguments, and the environment. */
     private record Way(String name, Path java, Map<String, String> env, String... command) {
-        Hook start(Server server, String... args) {
-            Map<String, String> settings = Hook.quick(server.port());
+        Hook start(int port, String... args) {
+            Map<String, String> settings = Hook.env("BUILDKITD_PORT", port,
+                    "WAIT_UNTIL_NO_BUILDS_SEEN_FOR_X_SECONDS", 0);
             settings.putAll(env);
             // Ctrl-C as in a terminal: tests in the background ignore it, and so do their children.
             return Hook.run(Stream.of(new String[] {"env", "--default-signal=INT"}, command, args)
                     .flatMap(Arrays::stream).toList(), settings);
         }
 
-        @Override
-        public String toString() { return name; }
+        @Override public String toString() { return name; }
     }
 
     @BeforeAll
@@ -60,50 +59,46 @@ class StartTest {
         return Hook.run(Stream.concat(Stream.of(helper.toString()), Stream.of(args)).toList(), env);
     }
 
+    /** JBang has compiled nothing yet, and is started four times at the same moment. */
     @ParameterizedTest
     @MethodSource("ways")
-    void waitsWithEverySourceAndLeavesWithTheHooksExitCodeHoweverItWasStarted(Way way) {
-        Stream.of("netstat", "ss").forEach(Tools::require);
+    void waitsAndLeavesAndEndsAtOnceOnSigtermAndCtrlCHoweverItWasStarted(Way way) throws IOException {
+        boolean isFirstJdk = ways.indexOf(way) < 3; // with another one the signals are no matter
         try (Server server = Server.start(); Server.Connection build = server.connect();
-                Hook netstat = way.start(server, "--source=netstat"); Hook ss = way.start(server, "--source=ss");
-                Hook procfs = way.start(server, "--source=procfs"); Hook mistaken = way.start(server, "--port=none")) {
-            List<Hook> waiting = List.of(netstat, ss, procfs);
-            for (Hook hook : waiting) {
-                hook.awaitLog(" to port " + server.port());
-                // A machine may be so busy that a tool has no answer in time, which only makes the hook stay.
-                assertThat(hook.err())
-                        .noneMatch(line -> line.contains("Cannot tell") && !line.contains("no answer in"));
-                hook.awaitLog("1 connection to port " + server.port());
+                Hook hook = way.start(server.port()); Hook other = isFirstJdk ? way.start(server.port()) : hook) {
+            hook.awaitLog("1 connection to port " + server.port());
+            if (isFirstJdk) {
+                assertEnds(way, other.awaitLog("1 connection to port " + server.port()), "TERM", 143);
+                assertEnds(way, hook, "INT", 130);
+            } else {
+                processes(way, hook);
+                build.close();
+                assertThat(hook.exitCode()).isZero();
             }
-            build.close();
-            waiting.forEach(hook -> assertThat(hook.exitCode()).isZero());
-            assertThat(mistaken.exitCode()).isEqualTo(2);
         }
     }
 
-    @ParameterizedTest
-    @MethodSource("ways")
-    void endsAtOnceOnSigtermAndCtrlCHoweverItWasStarted(Way way) throws IOException {
-        for (String signal : List.of("TERM", "INT")) {
-            try (Server server = Server.start(); Server.Connection build = server.connect();
-                    Hook hook = way.start(server)) {
-                hook.awaitLog("1 connection to port " + server.port());
-                // A shell may wait for ./buildkit-prestop.java, as it does for any command. There is no second JVM,
-                // but for the moment in which the child that will be a tool is still a copy of the hook.
-                List<ProcessHandle> all = new ArrayList<>();
-                Hook.waitUntil("there is one JVM", () -> {
-                    all.clear();
-                    all.add(hook.process().toHandle());
-                    hook.process().descendants().forEach(all::add);
-                    return all.stream().filter(StartTest::isJvm).count() == 1;
-                });
-                ProcessHandle jvm = all.stream().filter(StartTest::isJvm).findAny().orElseThrow();
-                assertThat(jvm.info().command()).hasValue(way.java.toRealPath().toString());
-                Hook.run(List.of("sh", "-c", "kill -" + signal + " " + jvm.pid()), Map.of());
-                assertThat(hook.exitCode()).isEqualTo(signal.equals("TERM") ? 143 : 130);
-                Hook.waitUntil("no process is left", () -> all.stream().noneMatch(ProcessHandle::isAlive));
-            }
-        }
+    private static void assertEnds(Way way, Hook hook, String signal, int exitCode) throws IOException {
+        List<ProcessHandle> all = processes(way, hook);
+        Hook.run(List.of("sh", "-c", "kill -" + signal + " " + all.get(0).pid()), Map.of());
+        assertThat(hook.exitCode()).isEqualTo(exitCode);
+        Hook.waitUntil("no process is left", () -> all.stream().noneMatch(ProcessHandle::isAlive));
+    }
+
+    /**
+     * The hook's JVM and then, perhaps, a shell that waits for ./buildkit-prestop.java, as it does for any command.
+     * There is no second JVM, but for the moment in which the child that will be a tool is still a copy of the hook.
+     */
+    private static List<ProcessHandle> processes(Way way, Hook hook) throws IOException {
+        List<ProcessHandle> all = new ArrayList<>();
+        Hook.waitUntil("there is one JVM", () -> {
+            all.clear();
+            Stream.concat(Stream.of(hook.process().toHandle()), hook.process().descendants())
+                    .sorted(Comparator.comparing(process -> !isJvm(process))).forEach(all::add);
+            return all.stream().filter(StartTest::isJvm).count() == 1;
+        });
+        assertThat(all.get(0).info().command()).hasValue(way.java.toRealPath().toString());
+        return all;
     }
 
     private static boolean isJvm(ProcessHandle process) {
@@ -129,7 +124,8 @@ class StartTest {
                         + " --clear-groups $0/jbang $0/buildkit-prestop.java --once", temp.toString());
         Hook hook = Hook.run(asNobody, env);
         assertThat(hook.exitCode()).isEqualTo(1);
-        assertThat(hook.messages("warning")).singleElement().asString().contains("nothing listens on port 1234");
+        assertThat(hook.messages("warning")).singleElement().asString()
+                .contains("nothing listens on port 1234 or buildkitd.sock");
     }
 
     @Test
@@ -143,21 +139,11 @@ class StartTest {
         try (Server server = Server.start(); Server.Connection build = server.connect();
                 Hook hook = Hook.run(List.of("sh", "-c", "echo $$ > $0/cgroup.procs && exec \"$@\"", group.toString(),
                         HELPER.toString(), Hook.SCRIPT.toString()), Hook.env("HOME", Tools.HOME,
-                        "BUILDKITD_PORT", server.port(), "MAX_WAIT_SECONDS", 3))) {
+                        "BUILDKITD_PORT", server.port(), "MAX_WAIT_SECONDS", 2))) {
             hook.awaitLog("1 connection to port " + server.port());
             assertThat(hook.exitCode()).isEqualTo(124);
         } finally {
             Files.delete(group);
-        }
-    }
-
-    @Test
-    void twoStartsAtTheSameMomentOnAColdCacheBothWork() {
-        Map<String, String> env = emptyHome(temp);
-        try (Server server = Server.start()) {
-            env.put("BUILDKITD_PORT", String.valueOf(server.port()));
-            Stream.generate(() -> start(HELPER, env, Hook.SCRIPT.toString(), "--once")).limit(4).toList()
-                    .forEach(hook -> assertThat(hook.exitCode()).as(hook.err().toString()).isZero());
         }
     }
 
@@ -166,6 +152,8 @@ class StartTest {
         Tools.copyFetched(home.resolve(".jbang"), home.resolve(".m2/repository"));
         return Hook.env("HOME", home, "JBANG_DIR", home.resolve(".jbang"));
     }
+
+    // ---- The helper ------------------------------------------------------------------------------------------------
 
     @Test
     void theHelperTakesTheInstalledJBangAndNotItself() throws IOException {
@@ -187,9 +175,7 @@ class StartTest {
         String path = Tools.only(temp.resolve("bin"),
                 Stream.of("sh", "env", "dirname", "mkdir", "getent", "id", "cut", "mktemp", "rm", "flock")
                         .collect(Collectors.toMap(Function.identity(), Tools::require)));
-        if (missing.equals("mvn")) {
-            path += ":" + System.getProperty("java.home") + "/bin";
-        }
+        if (missing.equals("mvn")) { path += ":" + System.getProperty("java.home") + "/bin"; }
         Hook hook = start(HELPER, Hook.env("PATH", path, "HOME", temp), "--version");
         assertThat(hook.exitCode()).isEqualTo(127);
         assertThat(hook.err()).containsExactly("test/jbang: needs JBang, or a JDK 17 or newer and Maven:"

@@ -87,6 +87,13 @@ final class Tools {
         copy(version, "*", repository.resolve("info/picocli/picocli").resolve(version.getFileName()));
     }
 
+    /** Copies what JBang has made of the script, so that it does not compile it again there. */
+    static void copyCompiled(Path jbangDirectory) {
+        List<String> command = Hook.javaCommand();
+        Path compiled = Path.of(command.get(command.size() - 2).split(":")[0]).getParent();
+        copy(compiled, "*", jbangDirectory.resolve("cache/jars").resolve(compiled.getFileName()));
+    }
+
     private static void copy(Path from, String glob, Path to) {
         assertDoesNotThrow(() -> {
             Files.createDirectories(to);
