@@ -46,7 +46,7 @@ import picocli.CommandLine.*;
 @Command(name = "buildkit-prestop", version = "buildkit-prestop 1.0.0", mixinStandardHelpOptions = true,
         sortOptions = false, showDefaultValues = true, exitCodeListHeading = "%nExit codes:%n",
         description = "Waits until no client has been connected to buildkitd for a while.",
-        exitCodeList = {"0:quiet long enough (--once: could look)", "1:--once could not look, or not print",
+        exitCodeList = {"0:quiet long enough (--once: could look)", "1:--once could not look, or could not print",
             "2:bad command line", "124:gave up at MAX_WAIT_SECONDS"},
         footer = {"", "A flag wins over the environment. A bad flag ends the command. A bad value",
             "in the environment is logged, and the default is used."})

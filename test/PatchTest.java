@@ -70,33 +70,52 @@ class PatchTest {
 
     // ---- The patches, merged ---------------------------------------------------------------------------------------
 
-    /** A patch of the README, and its kustomization. */
-    private record Way(ObjectNode patch, ObjectNode kustomization) {
+    /** What a way of the README adds, the patches that do so, and their kustomization. */
+    private record Way(ObjectNode patch, List<ObjectNode> files, ObjectNode kustomization) {
         static Stream<Named<Way>> all() {
-            Way script = new Way(tree(DocsTest.saved("prestop.yaml")),
-                    tree(DocsTest.block("yaml", "configMapGenerator")));
-            Way image = new Way(script.patch.deepCopy(), script.kustomization.deepCopy());
-            pod(image.patch).set("initContainers", helmValues().get("initContainers"));
-            ((ArrayNode) pod(image.patch).get("volumes")).remove(1);
-            image.kustomization.remove("configMapGenerator");
-            Way baked = new Way(tree(DocsTest.saved("baked.yaml")), tree(DocsTest.block("yaml", "images: [{")));
-            return Stream.of(named("script in a sidecar", script), named("image in a sidecar", image),
-                    named("image in buildkitd's container", baked));
+            ObjectNode script = tree(DocsTest.saved("prestop.yaml"));
+            ObjectNode baked = tree(DocsTest.saved("baked.yaml"));
+            return Stream.of(
+                    named("script in a sidecar",
+                            new Way(script, List.of(script), tree(DocsTest.block("yaml", "configMapGenerator")))),
+                    named("image in a sidecar", image()),
+                    named("image in buildkitd's container",
+                            new Way(baked, List.of(baked), tree(DocsTest.block("yaml", "images: [{")))));
+        }
+
+        /** Its two patches make of the script's sidecar the one of the Helm values. */
+        static Way image() {
+            ObjectNode script = tree(DocsTest.saved("prestop.yaml"));
+            ObjectNode whole = script.deepCopy();
+            pod(whole).set("initContainers", helmValues().get("initContainers"));
+            ((ArrayNode) pod(whole).get("volumes")).remove(1);
+            return new Way(whole, List.of(script, tree(DocsTest.saved("image.yaml"))),
+                    tree(DocsTest.block("yaml", "{path: image.yaml}")));
         }
 
         /** Changes the words that the README names. */
         Way fittedTo(JsonNode manifest) {
-            Way way = new Way(patch.deepCopy(), kustomization.deepCopy());
-            way.patch.set("kind", manifest.get("kind"));
-            ObjectNode metadata = (ObjectNode) way.patch.get("metadata");
-            metadata.set("name", manifest.at("/metadata/name"));
-            buildkitd(way.patch).set("name", buildkitd(manifest).get("name"));
+            ObjectNode changed = kustomization.deepCopy();
             if (manifest.at("/metadata").has("namespace")) {
-                metadata.set("namespace", manifest.at("/metadata/namespace"));
-                way.kustomization.path("configMapGenerator").forEach(
+                changed.path("configMapGenerator").forEach(
                         map -> ((ObjectNode) map).set("namespace", manifest.at("/metadata/namespace")));
             }
-            return way;
+            return new Way(fitted(patch, manifest), files.stream().map(file -> fitted(file, manifest)).toList(),
+                    changed);
+        }
+
+        private static ObjectNode fitted(ObjectNode patch, JsonNode manifest) {
+            ObjectNode copy = patch.deepCopy();
+            copy.set("kind", manifest.get("kind"));
+            ObjectNode metadata = (ObjectNode) copy.get("metadata");
+            metadata.set("name", manifest.at("/metadata/name"));
+            if (manifest.at("/metadata").has("namespace")) {
+                metadata.set("namespace", manifest.at("/metadata/namespace"));
+            }
+            if (pod(copy).has("containers")) {
+                buildkitd(copy).set("name", buildkitd(manifest).get("name"));
+            }
+            return copy;
         }
     }
 
@@ -128,12 +147,22 @@ class PatchTest {
                 "- name: buildkitd\n          lifecycle: {preStop: {" + handler + "}}");
     }
 
-    static Stream<Arguments> everyWayForEveryManifest() {
-        return Way.all().flatMap(way -> manifests().map(manifest -> Arguments.of(way, manifest)));
+    /** Those that differ most. */
+    private static Stream<Named<String>> someManifests() {
+        return manifests().filter(manifest -> List.of("a Deployment", "in a namespace, a StatefulSet",
+                "a container of another name", "in a namespace, beside others", "with a sleep hook")
+                .contains(manifest.getName()));
+    }
+
+    /** The first way for every manifest, the others for some. */
+    static Stream<Arguments> waysAndManifests() {
+        Named<Way> script = Way.all().findFirst().orElseThrow();
+        return Stream.concat(manifests().map(manifest -> Arguments.of(script, manifest)), Way.all().skip(1).flatMap(
+                way -> someManifests().map(manifest -> Arguments.of(way, manifest))));
     }
 
     @ParameterizedTest
-    @MethodSource("everyWayForEveryManifest")
+    @MethodSource("waysAndManifests")
     void wordForWordItIsRightOrRefused(Way way, String manifest) throws IOException {
         JsonNode target = trees(manifest).get(0);
         Hook made = kustomize(manifest, way);
@@ -154,7 +183,7 @@ class PatchTest {
     }
 
     @ParameterizedTest
-    @MethodSource("everyWayForEveryManifest")
+    @MethodSource("waysAndManifests")
     void withTheWordsChangedItIsRight(Way way, String manifest) throws IOException {
         Way fitted = way.fittedTo(trees(manifest).get(0));
         Hook made = kustomize(manifest, fitted);
@@ -163,7 +192,20 @@ class PatchTest {
     }
 
     @ParameterizedTest
-    @MethodSource("manifests")
+    @MethodSource("someManifests")
+    void imagesPatchIsRefusedWhereOnlyTheOtherOneWasFitted(String manifest) throws IOException {
+        Way image = Way.image();
+        JsonNode target = trees(manifest).get(0);
+        Way fitted = image.fittedTo(target);
+        boolean same = fitted.files.get(1).equals(image.files.get(1));
+        Hook made = kustomize(manifest, new Way(fitted.patch, List.of(fitted.files.get(0), image.files.get(1)),
+                fitted.kustomization));
+        assertThat(made.exitCode() == 0).as(made.err().toString()).isEqualTo(same);
+        assertThat(made.err().toString().contains("no matches for Id")).isEqualTo(!same);
+    }
+
+    @ParameterizedTest
+    @MethodSource("someManifests")
     void kubectlPatchesTheSame(String manifest) throws IOException {
         String only = manifest.split("---\n")[0];
         Way script = Way.all().findFirst().orElseThrow().getPayload().fittedTo(trees(only).get(0));
@@ -180,7 +222,10 @@ class PatchTest {
     private Hook kustomize(String manifest, Way way) throws IOException {
         Files.copy(Hook.SCRIPT, temp.resolve(Hook.SCRIPT.getFileName()));
         Files.writeString(temp.resolve("buildkitd.yaml"), manifest);
-        Files.writeString(temp.resolve(way.kustomization.at("/patches/0/path").asText()), way.patch.toString());
+        for (int i = 0; i < way.files.size(); i++) {
+            Files.writeString(temp.resolve(way.kustomization.at("/patches/" + i + "/path").asText()),
+                    way.files.get(i).toString());
+        }
         Files.writeString(temp.resolve("kustomization.yaml"), way.kustomization.toString());
         return kubectl("kustomize", ".");
     }
@@ -193,6 +238,10 @@ class PatchTest {
         assertThat(made).as("the other objects").containsAll(manifest.subList(1, manifest.size()));
         JsonNode named = tree(merged.toString().replaceAll("(?<=\"buildkit-prestop)-\\w+(?=\")", ""));
         assertThat(holds(named, way.patch)).as("%s%nis not whole in %s", way.patch, merged).isTrue();
+        assertThat(pod(merged).path("initContainers")).as("the sidecar, and nothing more in it")
+                .containsAll(pod(way.patch).path("initContainers"));
+        assertThat(names(pod(merged).path("volumes"))).filteredOn(name -> name.startsWith("prestop"))
+                .containsExactlyInAnyOrderElementsOf(names(pod(way.patch).path("volumes")));
         assertThat(stripped(merged)).as("all else").isEqualTo(stripped(target));
         assertThat(buildkitd(merged).at("/lifecycle/preStop").fieldNames()).toIterable().containsExactly("exec");
 
@@ -211,6 +260,10 @@ class PatchTest {
                         && object.at("/metadata/name").asText().equals(volume.getConfigMap().getName())
                         && object.at("/metadata/namespace").equals(merged.at("/metadata/namespace"))
                         && object.at("/data/buildkit-prestop.java").asText().equals(DocsTest.read(Hook.SCRIPT))));
+    }
+
+    private static List<String> names(JsonNode list) {
+        return list.valueStream().map(each -> each.get("name").asText()).toList();
     }
 
     /** The manifest without what a patch may add or change. */
@@ -297,8 +350,9 @@ class PatchTest {
     void valuesOfAChartThatTakesAnImageAndALifecycleAreThePatchs() {
         JsonNode values = tree(DocsTest.block("yaml", "image: {repository"));
         ObjectNode patch = tree(DocsTest.saved("baked.yaml"));
-        String limit = " --max-wait-seconds=" + buildkitd(patch).at("/env/0/value").asText();
-        assertThat(tree(values.get("lifecycle").toString().replace(limit, "")).at("/preStop/exec"))
+        String flags = " --max-wait-seconds=" + buildkitd(patch).at("/env/0/value").asText()
+                + " --quiet-seconds=" + buildkitd(patch).at("/env/1/value").asText();
+        assertThat(tree(values.get("lifecycle").toString().replace(flags, "")).at("/preStop/exec"))
                 .isEqualTo(buildkitd(patch).at("/lifecycle/preStop/exec"));
         assertThat(values.get(GRACE)).isEqualTo(pod(patch).get(GRACE));
         assertThat(DocsTest.README).contains("newName: " + values.at("/image/repository").asText() + ", newTag: "
@@ -355,21 +409,31 @@ class PatchTest {
     // ---- See it work -----------------------------------------------------------------------------------------------
 
     @ParameterizedTest
-    @CsvSource({"'', false", "0, false", "2, true"})
-    void seeItWorkDeletesThePodOnlyWhenABuildRunsInIt(String builds, boolean deletes) throws IOException {
+    @CsvSource({"pod/first, '', false", "pod/first, 0, false", "pod/first, 2, true", "'', '', false"})
+    void seeItWorkDeletesThePodOnlyWhenABuildRunsInItAndSaysSo(String pod, String builds, boolean deletes)
+            throws IOException {
         Files.createDirectories(temp.resolve("bin"));
         Tools.stub(temp.resolve("bin/kubectl"), """
                 echo "kubectl $*" >>%1$s/calls
                 case "$*" in
-                    "get pod"*) echo pod/first && echo pod/second ;;
-                    *"-c prestop -- jbang /opt/prestop/buildkit-prestop.java --once") echo "%2$s" ;;
+                    "get pod -n default -l app=buildkitd -o name") echo "%2$s" && echo pod/second ;;
+                    "exec -n default pod/first -c prestop -- jbang /opt/prestop/buildkit-prestop.java --once")
+                        echo "%3$s" ;;
+                    logs*) echo the log ;;
                 esac
-                """.formatted(temp, builds));
-        Tools.stub(temp.resolve("bin/sleep"), "exec /bin/sleep 0.1");
+                """.formatted(temp, pod, builds));
         Hook shell = run("dash", "-c", DocsTest.block("sh", "kubectl delete"));
-        assertThat(shell.exitCode() == 0).isEqualTo(deletes);
+        assertThat(shell.exitCode()).isZero();
+        assertThat(shell.out()).containsExactly(deletes ? "the log"
+                : "FAILED: the hook sees no build in pod '" + pod + "'");
         assertThat(calls()).filteredOn(call -> call.contains(" delete "))
-                .isEqualTo(deletes ? List.of("kubectl delete pod/first --wait=false") : List.of());
+                .isEqualTo(deletes ? List.of("kubectl delete -n default pod/first --wait=false") : List.of());
+    }
+
+    @Test
+    void seeItWorkNamesALineOfTheLog() {
+        assertThat(DocsTest.found("shows `(Ready: waiting for a reader of )/prestop/quiet\\.`", DocsTest.README))
+                .singleElement().satisfies(line -> assertThat(DocsTest.read(Hook.SCRIPT)).contains('"' + line + '"'));
     }
 
     // ---- Running ---------------------------------------------------------------------------------------------------
