@@ -1,18 +1,23 @@
 ///usr/bin/env true; exec jbang "$0" "$@"
-// That line is for shells, and Java's comment. Its exec leaves no shell behind, which a signal would end in our place.
+// A shell runs the line above; to Java it is a comment. exec leaves no shell behind, which a signal would end instead.
 
 // buildkit-prestop: a Kubernetes preStop hook that waits for BuildKit's clients before it lets the pod stop.
 //
 // BuildKit does not wait for running builds when it gets SIGTERM (https://github.com/moby/buildkit/issues/4090).
-// Kubernetes sends SIGTERM only when the preStop hook has ended, so this hook ends when the builds have.
+// Kubernetes sends SIGTERM when the preStop hook has ended, whatever its exit code, or when the pod's grace period is
+// over. So this hook stays while somebody builds.
 //
 // A client stays connected to buildkitd, to its TCP port or to its unix socket, for as long as it builds. The hook
 // counts these connections again and again, and exits 0 once there was none for a while, the quiet time.
 //
-// It asks netstat, else ss, and the kernel's own tables last, on purpose. Whoever shows a client is believed, so a tool
-// can only make the hook stay. Only the kernel's tables can show that there is none, and only if they also show that
-// buildkitd listens: on all that the user has set, and at least on one of the two. All else is unknown, and unknown is
-// not quiet. It cannot see clients outside of the pod that came over a shared socket file.
+// First it asks a tool, netstat or else ss. A client that it shows is believed; that it shows none proves nothing. So a
+// tool can only make the hook stay: it is a second pair of eyes. Then the kernel's own tables are read. Only they can
+// say that there is no client, and only if they also show that buildkitd listens. A port or a socket that the user has
+// set must have a listener. A default may have none, as long as the other one has. If the tables cannot be read, or
+// show no such listener, it is unknown who is connected, and unknown is not quiet.
+//
+// The hook cannot see clients of another port or socket than those two, nor clients outside of the pod that came over a
+// shared socket file.
 
 //JAVA 17+
 //DEPS info.picocli:picocli:4.7.7
@@ -70,7 +75,8 @@ class BuildkitPrestop implements Callable<Integer> {
     @Option(names = "--debug", description = "log every check (DEBUG: any value that is not empty)") boolean debug;
     @Option(names = "--sidecar", paramLabel = "FIFO",
             description = "stay, and serve readers of this FIFO: each gets a line when its wait is over") Path sidecar;
-    @Option(names = "--once", description = "look once, print the number of active connections, exit") boolean once;
+    @Option(names = "--once", description = "look once, print the number of active connections, exit;"
+            + " not for a preStop hook") boolean once;
 
     /** The environment variables, by the flags that win over them. */
     private static final Map<String, String> VARIABLES = Map.of(
@@ -88,24 +94,28 @@ class BuildkitPrestop implements Callable<Integer> {
     Log log;
     @Spec private Model.CommandSpec spec;
 
-    /** Takes from the environment what has no flag. Returns the flags whose value, be it bad, is the user's. */
+    /** Takes from the environment what has no flag. Returns the flags of all that the user has set, even badly. */
     private Set<String> readEnvironment(List<String> warnings) {
-        Set<String> named = new HashSet<>();
+        Set<String> setByUser = new HashSet<>();
         for (Model.OptionSpec option : spec.options()) {
             String flag = option.longestName(), variable = VARIABLES.getOrDefault(flag, "");
-            boolean isGiven = spec.commandLine().getParseResult().hasMatchedOption(flag);
-            if (!isGiven && !isSet(variable)) { continue; }
-            named.add(flag);
-            if (isGiven) { continue; }
-            try {
-                String value = System.getenv(variable);
-                option.setValue(option.converters().length == 0 ? value : option.converters()[0].convert(value));
-            } catch (Exception e) { // a bad value must not cost a build
-                warnings.add("Ignoring " + variable + ", using " + option.defaultValue() + ": " + e.getMessage());
-            }
+            boolean hasFlag = spec.commandLine().getParseResult().hasMatchedOption(flag);
+            if (!hasFlag && !isSet(variable)) { continue; }
+            setByUser.add(flag);
+            if (!hasFlag) { take(variable, option, warnings); }
         }
         debug |= isSet("DEBUG");
-        return named;
+        return setByUser;
+    }
+
+    /** A bad value must not cost a build: then the default stays. */
+    private static void take(String variable, Model.OptionSpec option, List<String> warnings) {
+        String value = System.getenv(variable);
+        try {
+            option.setValue(option.converters().length == 0 ? value : option.converters()[0].convert(value));
+        } catch (Exception e) {
+            warnings.add("Ignoring " + variable + ", using " + option.defaultValue() + ": " + e.getMessage());
+        }
     }
 
     /** Whether the user has set it. */
@@ -114,8 +124,8 @@ class BuildkitPrestop implements Callable<Integer> {
         if (value == null) { return false; }
         if (value.isEmpty()) { return variable.matches("BUILDKITD_SOCKET|LOG_PREFIX"); } // only there it has a meaning
         // Kubernetes itself sets BUILDKITD_PORT=tcp://10.96.83.161:1234 where there is a Service named buildkitd.
-        String address = "(tcp|udp|sctp)://\\[?" + Pattern.quote("" + serviceHost) + "]?:\\d+";
-        return !variable.equals("BUILDKITD_PORT") || !value.matches(address);
+        return !variable.equals("BUILDKITD_PORT") || serviceHost == null
+                || !value.matches("(tcp|udp|sctp)://\\[?" + Pattern.quote(serviceHost) + "]?:\\d+");
     }
 
     /** How many checks in a row must be quiet: N sleeps make the quiet time, and N + 1 checks stand around them. */
@@ -172,10 +182,11 @@ class BuildkitPrestop implements Callable<Integer> {
             throw new ParameterException(spec.commandLine(), "--sidecar needs a path, and does not go with --once");
         }
         List<String> warnings = new ArrayList<>();
-        Set<String> named = readEnvironment(warnings);
-        endpoints.add(Endpoint.port(port, named.contains("--port")));
-        if (!socket.isEmpty()) { endpoints.add(Endpoint.socket(socket, named.contains("--socket"))); }
-        if (maxWaitSeconds > 0 && maxWaitSeconds * 1000L <= (checksNeeded() - 1) * checkFrequencyMs) {
+        Set<String> setByUser = readEnvironment(warnings);
+        endpoints.add(Endpoint.port(port, setByUser.contains("--port")));
+        if (!socket.isEmpty()) { endpoints.add(Endpoint.socket(socket, setByUser.contains("--socket"))); }
+        long sleepsMs = (checksNeeded() - 1) * checkFrequencyMs; // and the looks take some time, too
+        if (maxWaitSeconds > 0 && maxWaitSeconds * 1000L <= sleepsMs) {
             warnings.add("MAX_WAIT_SECONDS, " + maxWaitSeconds + " s, is not longer than the quiet time:"
                     + " the hook will give up even if nobody is connected");
         }
@@ -216,15 +227,18 @@ class Drain {
         sockets = new Sockets(settings.endpoints, log);
     }
 
-    /** Writes a blank at each check, and throws an IOException if its reader has gone. Returns the exit code. */
-    int waitUntilQuiet(OutputStream toReader) throws IOException, InterruptedException {
+    /**
+     * Returns the exit code. At each check it writes a blank to the sidecar's reader, if it works for one, and throws
+     * an IOException if that has gone.
+     */
+    int waitUntilQuiet(OutputStream reader) throws IOException, InterruptedException {
         log.add("info", "Waiting for build processes to finish...");
         long quietChecks = 0;
         while (true) {
-            toReader.write(' ');
-            // While it stays quiet the kernel alone is asked, which is cheaper. Before the hook leaves, all are.
-            boolean askTools = quietChecks == 0 || quietChecks + 1 >= settings.checksNeeded();
-            quietChecks = isQuiet(askTools) ? quietChecks + 1 : 0;
+            reader.write(' ');
+            // While it stays quiet, all but the first and the last check ask the kernel alone, which is cheaper.
+            boolean askATool = quietChecks == 0 || quietChecks + 1 >= settings.checksNeeded();
+            quietChecks = isQuiet(askATool) ? quietChecks + 1 : 0;
             if (quietChecks >= settings.checksNeeded()) {
                 log.add("info", "All build processes seem to have stopped. Exiting now.");
                 return BuildkitPrestop.OK;
@@ -232,7 +246,7 @@ class Drain {
             int limit = settings.maxWaitSeconds, sleepMs = settings.checkFrequencyMs;
             long leftMs = limit == 0 ? Long.MAX_VALUE : limit * 1000L - waitedMs();
             Thread.sleep(Math.max(0, Math.min(sleepMs, leftMs)));
-            if (leftMs < sleepMs) { // it slept too short for another check
+            if (leftMs < sleepMs) { // after so short a sleep another quiet check would not count
                 log.add("warning", "Giving up after MAX_WAIT_SECONDS, " + limit + " s: " + seen + ".");
                 return BuildkitPrestop.GAVE_UP;
             }
@@ -240,9 +254,9 @@ class Drain {
     }
 
     /** One check. Whatever goes wrong in it, even in its report, it is not quiet, and the wait goes on. */
-    private boolean isQuiet(boolean askTools) {
+    private boolean isQuiet(boolean askATool) {
         try {
-            Look look = sockets.look(askTools);
+            Look look = sockets.look(askATool);
             report(look);
             return look.isKnown() && look.count() == 0;
         } catch (Throwable e) {
@@ -259,7 +273,8 @@ class Drain {
         }
         // Another count is news, other peers are not. Nor are other digits in a reason, or what stands behind a colon.
         String news = look.isKnown() ? look.describe(0) : look.whyUnknown.replaceAll("(?s)\\d+|: .*", "");
-        boolean signOfLifeIsDue = waitedMs() + settings.checkFrequencyMs > loggedMs + SIGN_OF_LIFE_MS;
+        long nextCheckMs = waitedMs() + settings.checkFrequencyMs;
+        boolean signOfLifeIsDue = nextCheckMs > loggedMs + SIGN_OF_LIFE_MS; // then it would be late
         if (!news.equals(logged) || signOfLifeIsDue) {
             loggedMs = waitedMs();
             logged = news;
@@ -279,10 +294,10 @@ class Sockets {
     Sockets(List<Endpoint> endpoints, Log log) { this.endpoints = endpoints; this.log = log; }
 
     /** Never throws: where it fails, the look is unknown. */
-    Look look(boolean askTools) {
+    Look look(boolean askATool) {
         Look look = new Look(endpoints);
         try {
-            if (askTools) { askATool(look); }
+            if (askATool) { askATool(look); }
             if (look.count() == 0) { askTheKernel(look); } // that a tool saw nobody proves nothing
         } catch (Throwable e) { // out of memory or file descriptors, perhaps
             look.whyUnknown = reasonOf(e);
@@ -297,7 +312,7 @@ class Sockets {
             try {
                 tool.connections().forEach(look::add);
                 return;
-            } catch (ExecutionException | TimeoutException | OutOfMemoryError e) { // the last: there can be no thread
+            } catch (ExecutionException | TimeoutException | OutOfMemoryError e) { // the last: no thread can be started
                 tools.remove(tool);
                 log.add("info", "Could not use " + tool + ", and will not try again: " + reasonOf(e) + ".");
             }
@@ -308,10 +323,10 @@ class Sockets {
         for (Endpoint endpoint : endpoints) {
             for (KernelTable table : endpoint.tables()) { table.read(look::add); }
         }
-        // Who sees no listener cannot have looked at buildkitd. All that the user named must listen, and at least one.
+        // Who sees no listener cannot have looked at buildkitd. One is enough where none must be there.
         List<Endpoint> silent = look.withoutListener();
         List<Endpoint> missing = silent.stream()
-                .filter(endpoint -> endpoint.isNamed() || silent.size() == endpoints.size()).toList();
+                .filter(endpoint -> endpoint.mustListen() || silent.size() == endpoints.size()).toList();
         if (look.count() == 0 && !missing.isEmpty()) {
             throw new IOException("nothing listens on " + Endpoint.names(missing));
         }
@@ -358,17 +373,16 @@ class Look {
         if (!isKnown()) {
             return "Cannot tell whether clients are connected to " + Endpoint.names(endpoints) + ": " + whyUnknown;
         }
-        boolean kernelShowsListeners = !listeners.isEmpty();
-        List<Endpoint> silent = kernelShowsListeners ? withoutListener() : List.of();
-        StringJoiner words = new StringJoiner(" and ");
+        List<Endpoint> silent = listeners.isEmpty() ? List.of() : withoutListener(); // a tool shows no listeners
+        List<String> parts = new ArrayList<>();
         for (Endpoint endpoint : endpoints) {
             List<Row> own = connections.stream().filter(endpoint.owns()).toList();
             // If somebody is connected, say where; if nobody is, say where that was looked for.
-            if (own.isEmpty() && (count() > 0 || silent.contains(endpoint))) { continue; }
-            boolean isFirst = words.length() == 0;
-            words.add(own.size() + (!isFirst ? "" : own.size() == 1 ? " connection" : " connections")
-                    + " to " + endpoint.name() + peersOf(own, mostPeers));
+            boolean belongsHere = count() > 0 ? !own.isEmpty() : !silent.contains(endpoint);
+            if (belongsHere) { parts.add(own.size() + " to " + endpoint.name() + peersOf(own, mostPeers)); }
         }
+        String words = String.join(" and ", parts).replaceFirst("^1 ", "1 connection ")
+                .replaceFirst("^(\\d+) to", "$1 connections to");
         return words + (silent.isEmpty() ? "" : "; nothing listens on " + Endpoint.names(silent));
     }
 
@@ -382,17 +396,18 @@ class Look {
     }
 }
 
-/** Where buildkitd listens: its name, whether the user named it, which rows are its own, and which tables have them. */
-record Endpoint(String name, boolean isNamed, Predicate<Row> owns, List<KernelTable> tables) {
-    static Endpoint port(int number, boolean isNamed) {
-        return new Endpoint("port " + number, isNamed, row -> row.port() == number,
+/** Where buildkitd listens: its name, whether it must do so, which rows are its own, and which tables have them. */
+record Endpoint(String name, boolean mustListen, Predicate<Row> owns, List<KernelTable> tables) {
+    static Endpoint port(int number, boolean mustListen) {
+        return new Endpoint("port " + number, mustListen, row -> row.port() == number,
                 List.of(KernelTable.tcp, KernelTable.tcp6));
     }
 
     /** A path, or the end of one. */
-    static Endpoint socket(String path, boolean isNamed) {
+    static Endpoint socket(String path, boolean mustListen) {
         String end = "/" + asciiOf(path);
-        return new Endpoint(path, isNamed, row -> ("/" + asciiOf(row.path())).endsWith(end), List.of(KernelTable.unix));
+        return new Endpoint(path, mustListen, row -> ("/" + asciiOf(row.path())).endsWith(end),
+                List.of(KernelTable.unix));
     }
 
     /** Characters beyond ASCII are all alike: in the C locale Java cannot read them from the environment. */
@@ -523,9 +538,7 @@ enum Tool {
     List<Row> connections() throws ExecutionException, TimeoutException, InterruptedException {
         // Even its start can be held up, by what watches over programs. So another thread does it.
         FutureTask<List<Row>> answer = new FutureTask<>(this::run);
-        Thread thread = new Thread(answer);
-        thread.setDaemon(true);
-        thread.start();
+        new Thread(answer).start();
         try {
             return answer.get(LIMIT_S, TimeUnit.SECONDS);
         } catch (TimeoutException e) {
@@ -536,9 +549,12 @@ enum Tool {
 
     private List<Row> run() throws IOException, InterruptedException {
         ProcessBuilder builder = new ProcessBuilder(find().orElseThrow().getPath(), "-tanx")
-                .redirectInput(ProcessBuilder.Redirect.INHERIT).redirectError(ProcessBuilder.Redirect.DISCARD);
+                .redirectError(ProcessBuilder.Redirect.DISCARD)
+                .redirectInput(ProcessBuilder.Redirect.INHERIT); // it reads nothing, so that saves a pipe
         builder.environment().put("LC_ALL", "C"); // net-tools translates its output
-        Process process = start(builder);
+        Process process;
+        MAY_START.acquire();
+        try { process = builder.start(); } finally { MAY_START.release(); }
         List<Row> rows = parse(process.inputReader(StandardCharsets.ISO_8859_1));
         process.waitFor();
         return rows;
@@ -557,16 +573,6 @@ enum Tool {
         return rows;
     }
 
-    private static Process start(ProcessBuilder builder) throws IOException, InterruptedException {
-        MAY_START.acquire();
-        try {
-            return builder.start();
-        } finally {
-            MAY_START.release();
-        }
-    }
-
-    /** Where it is, if it is installed. */
     Optional<File> find() {
         String path = Objects.requireNonNullElse(System.getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin");
         return Stream.of(path.split(":")).map(directory -> new File(directory, name()))
@@ -575,10 +581,12 @@ enum Tool {
 
     /** A tool that runs when SIGTERM arrives must not outlive the hook, and none may be started after it. */
     static void endAll() {
-        endChildren(); // then a start that was held up comes to its end
-        // A start that is under way may have no child yet. MAY_START is never free again.
-        for (int i = 0; i < 50 && !MAY_START.tryAcquire(); i++) { LockSupport.parkNanos(10_000_000); }
-        endChildren();
+        for (int i = 0; i < 50; i++) { // half a second
+            boolean noneCanStart = MAY_START.tryAcquire(); // which is never given back
+            endChildren();
+            if (noneCanStart) { return; }
+            LockSupport.parkNanos(10_000_000); // a start is under way, and may have no child yet
+        }
     }
 
     private static void endChildren() {
@@ -587,8 +595,9 @@ enum Tool {
 }
 
 /**
- * Waits on behalf of the preStop hook of another container. That reads from a FIFO, see fifo(7): blanks, and at the end
- * of the wait a line, "quiet" or "gave up". If it gets the end of the file instead, it has to ask again.
+ * Waits on behalf of the preStop hook of another container. That hook is a line of shell, see README.md, which tries
+ * each second to read a line from a FIFO, see fifo(7), and ends when it has got one. Where there is no FIFO, or its
+ * writer dies, the try fails. So the hook never ends without the sidecar's word.
  */
 record Sidecar(Path fifo, BuildkitPrestop settings) {
     private static final long RETRY_MS = 1000;
@@ -602,7 +611,8 @@ record Sidecar(Path fifo, BuildkitPrestop settings) {
                 log.add("info", "Ready: waiting for a reader of " + fifo + ".");
                 // This blocks until somebody opens it for reading. WRITE alone makes no file where there is no FIFO.
                 try (OutputStream reader = Files.newOutputStream(fifo, StandardOpenOption.WRITE)) {
-                    Files.deleteIfExists(fifo); // so a probe sees that it drains, and the next reader starts a new wait
+                    // The next reader has to wait for the next FIFO. That none is there tells a probe that it drains.
+                    Files.deleteIfExists(fifo);
                     answer(reader);
                 }
                 complaint = "";
@@ -618,7 +628,7 @@ record Sidecar(Path fifo, BuildkitPrestop settings) {
 
     private void answer(OutputStream reader) throws InterruptedException {
         try {
-            // For a reader the blanks before the line are nothing. To write one fails when the reader has gone.
+            // The blanks that the wait writes before the line are nothing to a shell's "read".
             boolean quiet = new Drain(settings).waitUntilQuiet(reader) == BuildkitPrestop.OK;
             reader.write((quiet ? "quiet\n" : "gave up\n").getBytes(StandardCharsets.UTF_8));
         } catch (IOException e) {
@@ -626,7 +636,7 @@ record Sidecar(Path fifo, BuildkitPrestop settings) {
         }
     }
 
-    /** Keeps one that is there. Nothing else will do: what is written to a file would stay for later readers. */
+    /** Keeps a FIFO that is there. A plain file is refused: what is written to it would stay for later readers. */
     private void makeFifo() throws Exception {
         Process shell = new ProcessBuilder("sh", "-c", "test -p \"$0\" || mkfifo -m 666 \"$0\"", fifo.toString())
                 .redirectErrorStream(true).start();
