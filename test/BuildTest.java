@@ -23,7 +23,7 @@ class BuildTest {
 
     private static final int QUIET_SECONDS = 2;
     /** So many checks lie around the quiet time. */
-    private static final int CHECKS_NEEDED = 21;
+    private static final int CHECKS_NEEDED = 11;
 
     @TempDir
     private static Path directory;

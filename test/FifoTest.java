@@ -17,8 +17,13 @@ class FifoTest {
     private final Server server = Server.start();
     private final List<Hook> started = new ArrayList<>();
     private final Path fifo;
+    private final Map<String, String> settings = Hook.quick(server.port());
 
-    FifoTest(@TempDir Path directory) { fifo = directory.resolve("-x"); }
+    FifoTest(@TempDir Path directory) {
+        fifo = directory.resolve("-x");
+        settings.put("PATH", Tools.only(directory.resolve("bin"),
+                Map.of("sh", Tools.require("sh"), "mkfifo", Tools.require("mkfifo"))));
+    }
 
     @AfterEach
     void endAll() {
@@ -153,7 +158,7 @@ class FifoTest {
     /** Starts the sidecar with a umask that would let nobody else read its FIFO. */
     private Hook startIn(Path directory, String... flags) {
         List<String> umask = List.of("sh", "-c", "umask 077; cd \"$0\"; exec \"$@\" --debug", directory.toString());
-        return keep(Hook.startWith(umask, Hook.quick(server.port()), flags));
+        return keep(Hook.startWith(umask, settings, flags));
     }
 
     private Hook startReady() {

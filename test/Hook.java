@@ -162,11 +162,12 @@ final class Hook implements AutoCloseable {
     /** Waits for the condition, at most PATIENCE. */
     static void waitUntil(String what, BooleanSupplier condition) {
         long start = System.nanoTime();
-        while (!condition.getAsBoolean()) {
-            if (System.nanoTime() - start > PATIENCE.toNanos()) {
+        for (long asked = start; !condition.getAsBoolean(); asked = System.nanoTime()) {
+            if (asked - start > PATIENCE.toNanos()) {
                 throw new AssertionError("still waiting after " + PATIENCE.toSeconds() + " s: " + what);
             }
-            pause(10);
+            // What takes long to ask, such as a command, is asked more seldom.
+            pause(Math.min(500, 10 + 4 * TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - asked)));
         }
     }
 
