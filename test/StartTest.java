@@ -47,7 +47,7 @@ class StartTest {
             ways.add(new Way("jbang with " + version, java, env, HELPER.toString(), Hook.SCRIPT.toString()));
             // Java's exec, like Kubernetes', does not start a file without #!, as a shell does.
             ways.add(new Way("./buildkit-prestop.java with " + version, java, env,
-                    "sh", "-c", Hook.SCRIPT + " \"$@\"", "-"));
+                    "sh", "-c", "exec " + Hook.SCRIPT + " \"$@\"", "-"));
             ways.add(new Way("java " + version, java, env,
                     java.toString(), "-cp", Tools.picocli().toString(), Hook.SCRIPT.toString()));
         });
@@ -80,21 +80,20 @@ class StartTest {
 
     private static void assertEnds(Way way, Hook hook, String signal, int exitCode) throws IOException {
         List<ProcessHandle> all = processes(way, hook);
-        Hook.run(List.of("sh", "-c", "kill -" + signal + " " + all.get(0).pid()), Map.of());
+        Hook.run(List.of("sh", "-c", "kill -" + signal + " " + hook.process().pid()), Map.of());
         assertThat(hook.exitCode()).isEqualTo(exitCode);
         Hook.waitUntil("no process is left", () -> all.stream().noneMatch(ProcessHandle::isAlive));
     }
 
     /**
-     * The hook's JVM and then, perhaps, a shell that waits for ./buildkit-prestop.java, as it does for any command.
-     * There is no second JVM, but for the moment in which the child that will be a tool is still a copy of the hook.
+     * The process that was started, which is the hook's JVM now, and perhaps a tool. There is no second JVM, but for the
+     * moment in which the child that will be a tool is still a copy of the hook.
      */
     private static List<ProcessHandle> processes(Way way, Hook hook) throws IOException {
         List<ProcessHandle> all = new ArrayList<>();
         Hook.waitUntil("there is one JVM", () -> {
             all.clear();
-            Stream.concat(Stream.of(hook.process().toHandle()), hook.process().descendants())
-                    .sorted(Comparator.comparing(process -> !isJvm(process))).forEach(all::add);
+            Stream.concat(Stream.of(hook.process().toHandle()), hook.process().descendants()).forEach(all::add);
             return all.stream().filter(StartTest::isJvm).count() == 1;
         });
         assertThat(all.get(0).info().command()).hasValue(way.java.toRealPath().toString());
