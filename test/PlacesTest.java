@@ -14,6 +14,11 @@ class PlacesTest {
 
     private static final String LEAVES = "All build processes seem to have stopped";
     private static final String SYSTEM_PATH = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+    /** Port 1234 is free in a network of one's own. 04D2 is its name in procfs, 0A is LISTEN. */
+    private static final String LISTEN_ON_1234 = "busybox nc -ll -p 1234 -e sleep 1000 &\n"
+            + "until grep -q ':04D2 .* 0A ' /proc/net/tcp /proc/net/tcp6; do sleep 0.05; done";
+    private static final String[] OWN_NETWORK =
+            {"unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"};
 
     @TempDir
     private Path directory;
@@ -51,20 +56,17 @@ class PlacesTest {
         Tools.require("ip");
         Tools.require("busybox");
         Path buildEnds = directory.resolve("build ends");
-        // Port 1234 is free in a network of one's own. 04D2 is its name in procfs, 0A is LISTEN.
         String script = String.join("\n", SYSTEM_PATH,
                 "ip link set lo up",
                 setup,
-                "busybox nc -ll -p 1234 -e sleep 1000 &",
-                "until grep -q ':04D2 .* 0A ' /proc/net/tcp /proc/net/tcp6; do sleep 0.05; done",
+                LISTEN_ON_1234,
                 "busybox nc " + address + " 1234 -e sleep 1000 & build=$!",
                 "PATH=/nowhere \"$@\" & hook=$!",
                 "until [ -e '" + buildEnds + "' ]; do sleep 0.05; done",
                 "kill $build",
                 "wait $hook");
-        List<String> command = shell(script, Hook.javaCommand(),
-                "unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child");
-        try (Hook hook = Hook.run(command, leavingAtOnce(1234, "DEBUG", 1))) {
+        try (Hook hook = Hook.run(shell(script, Hook.javaCommand(), OWN_NETWORK),
+                leavingAtOnce(1234, "DEBUG", 1))) {
             hook.awaitLog("1 connection to port 1234 from " + address + ":").awaitChecks("1", 5);
             assertThat(hook.process().isAlive()).isTrue();
             Files.createFile(buildEnds);
@@ -111,6 +113,20 @@ class PlacesTest {
             assertThat(look.isKnown()).isEqualTo(missing.isEmpty());
             assertThat(look.describe(0)).endsWith(
                     missing.isEmpty() ? "" : ": nothing listens on " + missing.replace("{}", "" + directory));
+        }
+    }
+
+    @Test
+    void aSocketThatIsSetByAFlagMustHaveAListenerToo() {
+        Tools.requireRoot();
+        Tools.require("ip");
+        Tools.require("busybox");
+        String script = String.join("\n", SYSTEM_PATH, "ip link set lo up", LISTEN_ON_1234,
+                "\"$@\" --once && \"$@\" --once --socket=no.sock");
+        try (Hook hook = Hook.run(shell(script, Hook.javaCommand(), OWN_NETWORK), Map.of())) {
+            assertThat(hook.exitCode()).isEqualTo(1);
+            assertThat(hook.out()).containsExactly("0");
+            assertThat(hook.messages("warning")).singleElement().asString().endsWith("nothing listens on no.sock.");
         }
     }
 
@@ -276,11 +292,22 @@ class PlacesTest {
         }
     }
 
-    @RepeatedTest(3) // it is a race between the end of the first tool and that of the hook
+    /** A hook whose JVM takes its time to end, as on a busy machine. */
+    static final class SlowEnd {
+        public static void main(String... args) {
+            Runtime.getRuntime().addShutdownHook(new Thread(() -> Hook.pause(2000)));
+            BuildkitPrestop.main(args);
+        }
+    }
+
+    @Test
     void noToolIsStartedAfterASignal() throws IOException {
+        List<String> command = new ArrayList<>(Hook.javaCommand());
+        command.set(command.indexOf("-cp") + 1, System.getProperty("java.class.path"));
+        command.set(command.size() - 1, SlowEnd.class.getName());
         Path started = directory.resolve("started");
         Tools.stub(directory.resolve("netstat"), "echo $$ >> '" + started + "'\n" + SYSTEM_PATH + "\nexec sleep 1000");
-        try (Hook hook = Hook.start(Hook.env("BUILDKITD_PORT", 1, "CHECK_FREQUENCY_MS", 1, "PATH", directory))) {
+        try (Hook hook = Hook.run(command, Hook.env("BUILDKITD_PORT", 1, "CHECK_FREQUENCY_MS", 1, "PATH", directory))) {
             Hook.waitUntil("the first tool hangs", () -> started.toFile().length() > 0);
             hook.process().destroy();
             assertThat(hook.exitCode()).isEqualTo(143);

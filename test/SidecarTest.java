@@ -77,7 +77,8 @@ class SidecarTest {
         shared = Files.createDirectory(temp.resolve("shared"));
         // JBang is in a real sidecar's image, and picocli is fetched before its startup probe passes.
         Tools.copyFetched(shared.resolve("jbang"), shared.resolve("jbang/repository"));
-        if (!test.getDisplayName().startsWith("idle")) { Tools.copyCompiled(shared.resolve("jbang")); } // that one compiles
+        boolean compiles = test.getDisplayName().startsWith("idle");
+        if (!compiles) { Tools.copyCompiled(shared.resolve("jbang")); }
         assertThat(Hook.run(List.of("chmod", "-R", "a+rwX", shared.toString()), Map.of()).exitCode()).isZero();
         Path context = Files.createDirectory(temp.resolve("context"));
         Files.copy(Tools.require("busybox").toRealPath(), context.resolve("busybox"));

@@ -86,8 +86,8 @@ class StartTest {
     }
 
     /**
-     * The process that was started, which is the hook's JVM now, and perhaps a tool. There is no second JVM, but for the
-     * moment in which the child that will be a tool is still a copy of the hook.
+     * The process that was started, which is the hook's JVM now, and perhaps a tool. There is no second JVM, but for
+     * the moment in which the child that will be a tool is still a copy of the hook.
      */
     private static List<ProcessHandle> processes(Way way, Hook hook) throws IOException {
         List<ProcessHandle> all = new ArrayList<>();
