@@ -323,7 +323,7 @@ class Sockets {
         for (Endpoint endpoint : endpoints) {
             for (KernelTable table : endpoint.tables()) { table.read(look::add); }
         }
-        // Who sees no listener cannot have looked at buildkitd. One is enough where none must be there.
+        // Who sees no listener cannot have looked at buildkitd. If neither must listen, one of them is enough.
         List<Endpoint> silent = look.withoutListener();
         List<Endpoint> missing = silent.stream()
                 .filter(endpoint -> endpoint.mustListen() || silent.size() == endpoints.size()).toList();
