@@ -47,7 +47,7 @@ class DocsTest {
 
     @Test
     void readmeIsShort() {
-        assertThat(README.getBytes(StandardCharsets.UTF_8)).hasSizeLessThanOrEqualTo(17_600);
+        assertThat(README.getBytes(StandardCharsets.UTF_8)).hasSizeLessThanOrEqualTo(17_000);
         assertThat(saved("prestop.yaml").lines()).hasSizeLessThanOrEqualTo(42);
         assertThat(saved("image.yaml").lines()).hasSizeLessThanOrEqualTo(17);
         assertThat(saved("baked.yaml").lines()).hasSizeLessThanOrEqualTo(15);
